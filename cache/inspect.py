@@ -1,0 +1,72 @@
+"""What a teammate wants to know about a cache, on one screen or as JSON. Reads the manifest alone; decodes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cache.manifest import Manifest
+
+
+def facts(directory: Path, manifest: Manifest) -> dict[str, Any]:
+    """The manifest as one JSON object with the totals scripts rely on (DESIGN section 3)."""
+    tokens, size = manifest.total("tokens"), manifest.total("bytes")
+    return {
+        "directory": str(directory),
+        "cache_id": manifest.cache_id,
+        "windows": manifest.total("windows"),
+        "tokens": tokens,
+        "positions": manifest.total("positions"),
+        "bytes": size,
+        "bytes_per_token": size / tokens,
+        "ids_per_position": manifest.total("entries") / manifest.total("positions"),
+        "k": manifest.k,
+        "top_p": manifest.identity.selection.top_p,
+        "vocab_size": manifest.vocab_size,
+        "teacher": manifest.teacher.model_dump(mode="json"),
+        "teacher_loss": manifest.teacher_loss,
+        "tokenizer": manifest.tokenizer.model_dump(mode="json"),
+        "corpus": manifest.identity.corpus,
+        "window_settings": manifest.identity.windows,
+        "counts": manifest.counts,
+        "shards": [shard.model_dump(mode="json") for shard in manifest.shards],
+        "fidelity": [row.model_dump(mode="json") for row in manifest.fidelity],
+        "made_with": manifest.made_with,
+    }
+
+
+def screen(found: dict[str, Any]) -> str:
+    """The same for people."""
+    teacher, counts = found["teacher"], found["counts"]
+    quantised = f", {teacher['quantisation']}" if teacher["quantisation"] else ""
+    dropped = ", ".join(
+        f"{count} {name.removeprefix('dropped_')}" for name, count in counts.items() if name.startswith("dropped_")
+    )
+    corpus = ", ".join(f"{name} {value}" for name, value in found["corpus"].items() if isinstance(value, (str, int)))
+    rows = [
+        ("cache", f"{found['cache_id']}  {found['directory']}"),
+        ("teacher", f"{teacher['id']} {teacher['revision'] or ''} ({teacher['architecture']}, "
+                    f"{teacher['parameters'] / 1e6:.1f} M parameters, {teacher['dtype']}{quantised})"),
+        ("its own loss here", f"{found['teacher_loss']:.3f} nats a token"),
+        ("tokenizer", f"{found['tokenizer']['size']} tokens {found['tokenizer']['vocab_sha256'][:12]}, "
+                      f"model vocabulary {found['vocab_size']}"),
+        ("corpus", " ".join(corpus.split())[:160]),
+        ("documents", f"{counts['documents']} read, dropped: {dropped or 'none'}"),
+        ("windows", f"{found['windows']} of at most {found['window_settings'].get('max_length')} tokens"),
+        ("tokens", f"{found['tokens']} ({found['positions']} positions)"),
+        ("size", f"{found['bytes']} bytes in {len(found['shards'])} shards, {found['bytes_per_token']:.1f} a token"),
+        ("head", f"at most {found['k']} ids to mass {found['top_p']}, mean {found['ids_per_position']:.1f}"),
+    ]  # fmt: skip
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    return "\n".join([*lines, "", *_fidelity(found["fidelity"])])
+
+
+def _fidelity(report: list[dict[str, Any]]) -> list[str]:
+    head = "fidelity: T   kept mass   tail-mass error (worst)   KL, nats   total variation   positions"
+    rows = [
+        f"{row['temperature']:>11g}{row['kept_mass']:>12.3f}{row['tail_mass_error']:>13.4f} ({row['tail_mass_error_max']:.4f})"
+        f"{row['kl']:>15.3f}{row['total_variation']:>18.3f}{row['positions']:>12}"
+        for row in report
+    ]
+    return [head, *rows, "(rebuilt with the stored head and tail mass and an even tail, against the full logits)"]

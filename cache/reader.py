@@ -1,0 +1,149 @@
+"""Random access to a cache's windows, checked on the way: `open_cache(directory)[i]` is a CachedWindow.
+
+Frames are read with pread at offsets the shard's index knows and decoded with zstandard, outside h5py's global lock, so
+threads and DataLoader workers run side by side. Order, shuffling and batches are the student's business, not ours.
+Memory: the index (about 170 bytes a window) and one window at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from cache.encoding import decode_window, fields
+from cache.frames import decompress
+from cache.manifest import Manifest, read_manifest
+from cache.record import CachedWindow
+from cache.shard import ShardIndex, read_index, window_checksum
+from shared.errors import RunError
+
+
+class ShardReader:
+    """One shard's windows. Safe in threads, after fork, and when pickled into another process."""
+
+    def __init__(self, index: ShardIndex) -> None:
+        self.index = index
+        self._fields = fields(index.encoding)
+        self._open()
+
+    def _open(self) -> None:
+        self._handle = os.open(self.index.path, os.O_RDONLY)
+        self._local = threading.local()  # a zstd decompressor serves one thread
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"index": self.index}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["index"])  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            os.close(self._handle)
+
+    def read(self, window: int) -> CachedWindow:
+        """Decode one window.
+
+        Raises:
+            RunError: its bytes are damaged; names shard, window and remedy. Nothing of it is returned.
+        """
+        try:
+            return self._decode(window, self._frames(window))
+        except ValueError as error:
+            raise RunError(
+                f"shard {self.index.path.name}, window {self.index.id_of(window)}",
+                expected="undamaged bytes",
+                got=str(error),
+                do=f"run `python -m cache verify {self.index.path.parent}` and get the shards it names again",
+            ) from None
+
+    def _frames(self, window: int) -> list[bytes]:
+        index = self.index
+        places = [(int(index.size[spec.name][window]), int(index.offset[spec.name][window])) for spec in self._fields]
+        frames = [os.pread(self._handle, size, offset) for size, offset in places]
+        if window_checksum(frames) != int(index.checksum[window]):
+            raise ValueError("a checksum that does not fit")
+        return frames
+
+    def _decode(self, window: int, frames: list[bytes]) -> CachedWindow:
+        index = self.index
+        if not hasattr(self._local, "zstd"):
+            self._local.zstd = zstandard.ZstdDecompressor()
+        positions, entries = int(index.token_count[window]) - 1, int(index.entry_count[window])
+        codes = {
+            spec.name: decompress(
+                frame, spec.dtype, index.padded[spec.name], spec.count(positions, entries), self._local.zstd
+            )
+            for spec, frame in zip(self._fields, frames, strict=True)
+        }
+        return decode_window(
+            codes,
+            index.encoding,
+            window_id=index.id_of(window),
+            document=index.document[window].decode(errors="replace"),
+            prompt_tokens=int(index.prompt_tokens[window]),
+        )
+
+
+class Cache:
+    """A cache directory as a sequence of windows, in corpus order.
+
+    Attributes:
+        directory: where it lies.
+        manifest: what it is.
+        lengths: int32 [W], tokens of each window.
+        window_ids: uint64 [W].
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
+        self.directory, self.manifest = directory, manifest
+        indexes = [_index(directory, manifest, number) for number in range(len(manifest.shards))]
+        self._shards = [ShardReader(index) for index in indexes]
+        self._ends = np.cumsum([len(index) for index in indexes])
+        self.lengths: NDArray[np.int32] = np.concatenate([index.token_count for index in indexes]).astype(np.int32)
+        self.window_ids: NDArray[np.uint64] = np.concatenate([index.window_id for index in indexes])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, window: int) -> CachedWindow:
+        """Decode window number `window`, 0 <= window < len(self).
+
+        Raises:
+            IndexError: no such window.
+            RunError: damaged bytes.
+        """
+        if not 0 <= window < len(self):
+            raise IndexError(window)
+        shard = int(np.searchsorted(self._ends, window, side="right"))
+        return self._shards[shard].read(window - (int(self._ends[shard - 1]) if shard else 0))
+
+
+def _index(directory: Path, manifest: Manifest, number: int) -> ShardIndex:
+    entry = manifest.shards[number]
+    path = directory / entry.name
+    remedy = "run `python -m cache verify` on it and get the shards it names again"
+    if not path.is_file():
+        raise RunError(f"shard {entry.name}", expected="a file beside the manifest", got="none", do=remedy)
+    if path.stat().st_size != entry.bytes:
+        got = f"{path.stat().st_size}"
+        raise RunError(f"shard {entry.name}", expected=f"{entry.bytes} bytes", got=got, do=remedy)
+    index = read_index(path, manifest.identity.encoding)
+    if len(index) != entry.windows or int(index.token_count.sum()) != entry.tokens:
+        raise RunError(f"shard {entry.name}", expected=f"{entry.windows} windows", got=f"{len(index)}", do=remedy)
+    return index
+
+
+def open_cache(directory: Path) -> Cache:
+    """Open a finished cache.
+
+    Raises:
+        UsageError: not a cache.
+        RunError: manifest or a shard's structure is damaged.
+    """
+    return Cache(directory, read_manifest(directory))

@@ -1,0 +1,191 @@
+"""Many encoded windows as one plain HDF5 file, and the index of such a file. FORMAT.md is the specification.
+
+Not for decoding windows (cache/reader.py) and not for names and atomic renames (cache/writer.py). A shard is built in
+memory and handed over as bytes, so that its name can hold its hash and a crash leaves nothing behind. Reading trusts
+nothing: cache/structure.py walks the file before a single array is allocated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.encoding import Codes, Encoding, encode_window, fields
+from cache.frames import compress, new_compressor
+from cache.record import CachedWindow
+from cache.structure import FORMAT, VERSION, ZSTD_FILTER, chunk_table, open_checked, read_text_attribute
+from shared.errors import RunError
+
+DOCUMENT_BYTES = 256  # longer document names are cut, at a character's border
+
+INDEX_TYPES = {
+    "window_id": "<u8",
+    "token_count": "<u4",
+    "entry_count": "<u4",
+    "prompt_tokens": "<u4",
+    "checksum": "<u4",
+}
+"""One number a window each; `document` (fixed-length UTF-8) is the sixth index array."""
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What is known of a shard without decoding anything: W windows, and where each of their frames lies."""
+
+    path: Path
+    encoding: Encoding
+    summary: dict[str, Any]
+    window_id: NDArray[np.uint64]
+    token_count: NDArray[np.uint32]
+    entry_count: NDArray[np.uint32]
+    prompt_tokens: NDArray[np.uint32]
+    checksum: NDArray[np.uint32]
+    document: NDArray[np.bytes_]
+    padded: dict[str, int]  # elements of a chunk, by field
+    offset: dict[str, NDArray[np.int64]]  # byte offset of each window's frame, by field
+    size: dict[str, NDArray[np.int64]]  # bytes of each window's frame, by field
+
+    def __len__(self) -> int:
+        return len(self.window_id)
+
+    def id_of(self, window: int) -> str:
+        """The window's id as 16 hex characters."""
+        return f"{int(self.window_id[window]):016x}"
+
+
+def shard_bytes(windows: Sequence[CachedWindow], encoding: Encoding, summary: dict[str, Any]) -> bytes:
+    """The whole HDF5 file that holds `windows`, the same bytes for the same input.
+
+    Args:
+        windows: at least one.
+        encoding: the cache's encoding.
+        summary: JSON values about these windows that the capture wants to find again after a crash.
+    """
+    assert windows, "a shard holds at least one window"
+    rows = [encode_window(window, encoding) for window in windows]
+    frames, padded = _frames(rows, encoding)
+    index = _index_arrays(windows, frames)
+    texts = {"encoding": encoding.model_dump_json(), "summary": json.dumps(summary, sort_keys=True)}
+    with h5py.File("shard", "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
+        file.attrs["format"] = np.bytes_(FORMAT)
+        file.attrs["version"] = np.uint32(VERSION)
+        for name, text in texts.items():
+            file.attrs[name] = np.bytes_(text.encode())
+        file.attrs["index_sha256"] = np.bytes_(_index_digest(index, texts))
+        for name, array in index.items():
+            file.create_dataset(name, data=array, track_times=False)
+        for spec in fields(encoding):
+            _write_frames(file, spec.name, spec.dtype, padded[spec.name], frames[spec.name])
+        file.flush()
+        image: bytes = file.id.get_file_image()
+    return image
+
+
+def _frames(rows: Sequence[Codes], encoding: Encoding) -> tuple[dict[str, list[bytes]], dict[str, int]]:
+    compressor = new_compressor()
+    padded = {spec.name: max(len(row[spec.name]) for row in rows) for spec in fields(encoding)}
+    return {name: [compress(row[name], count, compressor) for row in rows] for name, count in padded.items()}, padded
+
+
+def _index_arrays(windows: Sequence[CachedWindow], frames: dict[str, list[bytes]]) -> dict[str, NDArray[Any]]:
+    numbers = {
+        "window_id": [int(window.id, 16) for window in windows],
+        "token_count": [len(window.tokens) for window in windows],
+        "entry_count": [len(window.head_ids_E) for window in windows],
+        "prompt_tokens": [window.prompt_tokens for window in windows],
+        "checksum": [window_checksum(parts) for parts in zip(*frames.values(), strict=True)],
+    }
+    index: dict[str, NDArray[Any]] = {name: np.array(values, INDEX_TYPES[name]) for name, values in numbers.items()}
+    names = [_cut(window.document) for window in windows]
+    index["document"] = np.array(names, f"S{max(1, *map(len, names))}")
+    return index
+
+
+def _cut(name: str) -> bytes:
+    return name.encode()[:DOCUMENT_BYTES].decode(errors="ignore").encode()
+
+
+def window_checksum(frames: Sequence[bytes]) -> int:
+    """CRC-32 over a window's frames in field order: finds frames that are whole but another window's."""
+    crc = 0
+    for frame in frames:
+        crc = zlib.crc32(frame, crc)
+    return crc
+
+
+def _index_digest(index: dict[str, NDArray[Any]], texts: dict[str, str]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(texts):
+        digest.update(texts[name].encode() + b"\0")
+    for name in sorted(index):
+        digest.update(name.encode() + b"\0" + index[name].tobytes())
+    return digest.hexdigest()
+
+
+def _write_frames(file: h5py.File, name: str, dtype: np.dtype[Any], padded: int, frames: Sequence[bytes]) -> None:
+    dataset = file.create_dataset(
+        name,
+        shape=(len(frames), padded),
+        chunks=(1, padded),
+        dtype=dtype,
+        shuffle=True,
+        track_times=False,
+        **hdf5plugin.Zstd(clevel=1),
+    )
+    for row, frame in enumerate(frames):
+        dataset.id.write_direct_chunk((row, 0), frame)
+
+
+def read_index(path: Path, encoding: Encoding | None = None) -> ShardIndex:
+    """Open a shard, check its structure, and read its index; no window is decoded.
+
+    Args:
+        path: the shard.
+        encoding: what the manifest says; None while no manifest exists yet (a capture that goes on).
+    Raises:
+        RunError: not a shard of this version, damaged, hostile, or encoded otherwise than the manifest says.
+    """
+    with open_checked(path) as file:
+        texts = {name: read_text_attribute(file, name, path) for name in ("encoding", "summary")}
+        own = _own_encoding(texts["encoding"], path)
+        if encoding is not None and own != encoding:
+            raise RunError(f"shard {path.name}", expected="the manifest's encoding", got="another one")
+        index = {name: file[name][...] for name in (*INDEX_TYPES, "document")}
+        if _index_digest(index, texts) != read_text_attribute(file, "index_sha256", path):
+            raise RunError(f"shard {path.name}", expected="an index that fits its checksum", got="a damaged one")
+        tables = {spec.name: chunk_table(file[spec.name], path) for spec in fields(own)}
+        padded = {spec.name: int(file[spec.name].shape[1]) for spec in fields(own)}
+    _check_counts(index, padded, own, path)
+    offset, size = ({name: table[part] for name, table in tables.items()} for part in (0, 1))
+    return ShardIndex(path, own, json.loads(texts["summary"]), **index, padded=padded, offset=offset, size=size)
+
+
+def _own_encoding(text: str, path: Path) -> Encoding:
+    try:
+        return Encoding.model_validate_json(text)
+    except ValueError as error:
+        raise RunError(f"shard {path.name}", expected="a valid encoding attribute", got=str(error)) from None
+
+
+def _check_counts(index: dict[str, NDArray[Any]], padded: dict[str, int], encoding: Encoding, path: Path) -> None:
+    positions = index["token_count"].astype(np.int64) - 1
+    entries = index["entry_count"].astype(np.int64)
+    wrong = positions.min() < 1 or bool((index["prompt_tokens"] > index["token_count"]).any())
+    for spec in fields(encoding):
+        longest = spec.per_window + spec.per_position * positions + spec.per_entry * entries
+        wrong |= int(longest.max()) != padded[spec.name]
+    if wrong:
+        raise RunError(f"shard {path.name}", expected="window lengths that fit its arrays", got="others")
+
+
+assert hdf5plugin.Zstd().filter_id == ZSTD_FILTER

@@ -1,0 +1,126 @@
+"""Is every byte of a cache what the capture wrote? Three depths, and a list of problems.
+
+`size` looks at names and sizes, `hash` reads every byte, `deep` also decodes every window and checks what the numbers mean.
+A pure comparison: only the command line judges. Not for repairing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from cache.manifest import MANIFEST, TOKENIZER_FOLDER, Manifest, read_manifest
+from cache.reader import ShardReader
+from cache.record import CachedWindow
+from cache.shard import read_index
+from cache.tail import ONE
+from shared.errors import RunError
+from shared.files import sha256_file
+from shared.windows import window_id
+
+Level = Literal["size", "hash", "deep"]
+MASS_TOLERANCE = 0.02  # head + tail at T = 1, far above the rounding of up to 255 values of 1/256 nat
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a cache."""
+
+    shard: str
+    kind: str
+    detail: str
+
+
+def verify(directory: Path, level: Level = "hash", *, progress: bool = False) -> list[Problem]:
+    """Compare a cache with its manifest.
+
+    Args:
+        directory: the cache.
+        level: how deep.
+        progress: show a bar on stderr.
+    Returns:
+        the problems, none when all is well.
+    Raises:
+        UsageError: there is no cache at `directory`.
+    """
+    try:
+        manifest = read_manifest(directory)
+    except RunError as error:
+        return [Problem(MANIFEST, "manifest", str(error))]
+    problems = list(_files(directory, manifest))
+    bad = {problem.shard for problem in problems}
+    names = [shard.name for shard in manifest.shards if shard.name not in bad]
+    if level != "size":
+        problems += _hashes(directory, manifest, bad, progress)
+    if level == "deep":
+        for name in tqdm(names, desc="decode", unit="shard", disable=not progress):
+            problems += _contents(directory / name, manifest)
+    return problems
+
+
+def _expected(manifest: Manifest) -> list[tuple[str, int, str]]:
+    """(relative name, bytes, sha256) of every file the manifest names."""
+    shards = [(shard.name, shard.bytes, shard.sha256) for shard in manifest.shards]
+    return shards + [(f"{TOKENIZER_FOLDER}/{file.name}", file.bytes, file.sha256) for file in manifest.tokenizer_files]
+
+
+def _files(directory: Path, manifest: Manifest) -> Iterator[Problem]:
+    expected = {name: size for name, size, _ in _expected(manifest)}
+    for name, size in expected.items():
+        path = directory / name
+        if path.is_symlink() or not path.is_file():
+            yield Problem(name, "missing", "no such file" if not path.exists() else "not a plain file")
+        elif path.stat().st_size != size:
+            yield Problem(name, "size", f"expected {size} bytes, got {path.stat().st_size}")
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_file() and name != MANIFEST and name not in expected:
+            yield Problem(name, "unknown", "a file the manifest does not name")
+
+
+def _hashes(directory: Path, manifest: Manifest, bad: set[str], progress: bool) -> Iterator[Problem]:
+    files = [row for row in _expected(manifest) if row[0] not in bad]
+    for name, _, sha256 in tqdm(files, desc="hash", unit="file", disable=not progress):
+        got = sha256_file(directory / name)
+        if got != sha256:
+            yield Problem(name, "hash", f"expected sha256 {sha256[:12]}..., got {got[:12]}...")
+
+
+def _contents(path: Path, manifest: Manifest) -> Iterator[Problem]:
+    try:
+        reader = ShardReader(read_index(path, manifest.identity.encoding))
+    except RunError as error:
+        yield Problem(path.name, "structure", str(error))
+        return
+    entry = next(shard for shard in manifest.shards if shard.name == path.name)
+    tokens, entries = int(reader.index.token_count.sum()), int(reader.index.entry_count.sum())
+    if (len(reader.index), tokens, entries) != (entry.windows, entry.tokens, entry.entries):
+        yield Problem(path.name, "counts", f"manifest says {entry.windows} windows, {entry.tokens} tokens")
+    for number in range(len(reader.index)):
+        try:
+            window = reader.read(number)
+        except RunError as error:
+            yield Problem(path.name, "window", str(error))
+        else:
+            yield from (
+                Problem(path.name, "meaning", f"window {window.id}: {what}") for what in _nonsense(window, manifest)
+            )
+
+
+def _nonsense(window: CachedWindow, manifest: Manifest) -> Iterator[str]:
+    """What no capture writes, though the format could hold it."""
+    if window_id(window.tokens, window.prompt_tokens) != window.id:
+        yield "its tokens do not hash to its id"
+    row_E = np.repeat(np.arange(len(window.head_sizes_P)), window.head_sizes_P)
+    pairs_E = row_E.astype(np.int64) * manifest.vocab_size + window.head_ids_E
+    if len(np.unique(pairs_E)) != len(pairs_E):
+        yield "an id stands twice in one head"
+    kept_P = np.bincount(row_E, weights=np.exp(window.head_logprobs_E.astype(np.float64)))
+    mass_P = kept_P + np.exp(window.tail_PN[:, ONE].astype(np.float64))
+    if np.abs(mass_P - 1).max() > MASS_TOLERANCE:
+        yield f"head and tail hold a mass of {mass_P[np.abs(mass_P - 1).argmax()]:.3f}, not 1"

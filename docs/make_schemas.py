@@ -1,0 +1,17 @@
+"""Write docs/schemas/*.json, the JSON Schemas of all configs, so that editors complete and check them (`make schemas`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eval.config import EvalConfig
+from shared.config import schema_text
+from stage1_teacher.config import CaptureConfig
+from stage2_student.config import TrainConfig
+
+FOLDER = Path(__file__).resolve().parent / "schemas"
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name, model in {"capture": CaptureConfig, "train": TrainConfig, "eval": EvalConfig}.items():
+        (FOLDER / f"{name}.json").write_text(schema_text(model), encoding="utf-8")

@@ -1,0 +1,141 @@
+"""Which isolation this machine gives, put on a process in one call.
+
+NOT for the system calls themselves (eval/sandbox_kernel.py). Three levels: namespaces + Landlock + seccomp; the same
+without namespaces (Ubuntu 23.10 and later and Docker deny them; enough alone); weak: whatever is left, on macOS and old
+kernels, where the caller must have asked for it.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+if sys.platform == "linux":
+    from eval.sandbox_kernel import (
+        Landlock,
+        Seccomp,
+        become_subreaper,
+        drop_privileges,
+        enter_namespaces,
+        private_root,
+    )
+
+NOFILE, FILE_BYTES = 64, 16 << 20
+"""Open files of one program, and bytes of one file."""
+
+
+def become_reaper() -> None:
+    """Orphans among the descendants come back to this process, where the system can do that."""
+    if sys.platform == "linux":
+        become_subreaper()
+
+
+class Confinement:
+    """Landlock and seccomp as far as they exist here; made before the fork, put on after it."""
+
+    def __init__(self, writable: Path | None) -> None:
+        self.missing: list[str] = []
+        self._landlock: Landlock | None = None
+        self._seccomp: Seccomp | None = None
+        if sys.platform != "linux":
+            self.missing = ["Landlock", "seccomp"]
+            return
+        try:
+            self._landlock = Landlock(writable)
+        except OSError as error:
+            self.missing.append(f"Landlock ({error.strerror})")
+        try:
+            self._seccomp = Seccomp()
+        except OSError as error:
+            self.missing.append(f"seccomp ({error.strerror})")
+
+    @property
+    def parts(self) -> list[str]:
+        """What is there, by name."""
+        landlock = [f"landlock/{self._landlock.abi}"] if self._landlock else []
+        return landlock + (["seccomp"] if self._seccomp else []) + ["rlimits"]
+
+    def close_files(self) -> None:
+        """Give up privileges and all files but the allowed ones; children inherit it."""
+        if sys.platform == "linux":
+            drop_privileges()
+            if self._landlock:
+                self._landlock.restrict()
+
+    def close_calls(self) -> None:
+        """Give up the system calls; the last step, in the process that will run the program."""
+        if self._seccomp:
+            self._seccomp.install()
+
+
+def try_namespaces() -> bool:
+    """Enter new namespaces, the next fork being process 1 there; False where the system denies them."""
+    if sys.platform != "linux":
+        return False
+    try:
+        enter_namespaces()
+    except OSError:
+        return False
+    return True
+
+
+def try_private_root(folder: Path) -> bool:
+    """Make `folder` the root, with a writable /tmp in memory; False where mounting is denied."""
+    if sys.platform != "linux":
+        return False
+    try:
+        private_root(folder)
+    except OSError:
+        os.chdir(folder)
+        return False
+    return True
+
+
+def limit(cpu_seconds: int, memory_bytes: int) -> None:
+    """rlimits of one program: CPU (SIGXCPU, SIGKILL a second later), address space, files; no core, no locked memory."""
+    limits = {
+        resource.RLIMIT_CPU: (cpu_seconds, cpu_seconds + 1),
+        resource.RLIMIT_AS: (memory_bytes, memory_bytes),
+        resource.RLIMIT_DATA: (memory_bytes, memory_bytes),
+        resource.RLIMIT_FSIZE: (FILE_BYTES, FILE_BYTES),
+        resource.RLIMIT_NOFILE: (NOFILE, NOFILE),
+        resource.RLIMIT_CORE: (0, 0),
+    }
+    for which, (soft, hard) in limits.items():
+        ceiling = resource.getrlimit(which)[1]
+        if ceiling != resource.RLIM_INFINITY:
+            soft, hard = min(soft, ceiling), min(hard, ceiling)
+        resource.setrlimit(which, (soft, hard))
+
+
+def wipe(folder: Path) -> None:
+    """Empty `folder`, however deep or oddly moded the tree in it is, and stand in it afterwards.
+
+    By steps into and out of one folder at a time: no depth exhausts the stack, the descriptors or the length of a path.
+    """
+    os.chdir(folder)
+    above: list[str] = []
+    while True:
+        inner = _clear_files()
+        if inner is not None:
+            Path(inner).chmod(0o700)
+            os.chdir(inner)
+            above.append(inner)
+        elif above:
+            os.chdir("..")
+            Path(above.pop()).rmdir()
+        else:
+            return
+
+
+def _clear_files() -> str | None:
+    """Unlink everything here that is no folder; the name of one folder, if there is any."""
+    inner = None
+    for entry in list(os.scandir(".")):
+        if entry.is_dir(follow_symlinks=False):
+            inner = entry.name
+        else:
+            Path(entry.name).unlink()
+    return inner

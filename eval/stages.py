@@ -1,0 +1,202 @@
+"""The stages of an evaluation, each from files to files: generate, judge, perplexity, latency, report.
+
+Each skips what its file already holds, so a killed run goes on where it was. NOT for how a stage does its work: that is
+the module of the same name. torch is imported only by the stages that run a model.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import machine, platform, python_version
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from eval.config import EvalConfig, ModelSpec
+from eval.curves import draw_curves, read_curves
+from eval.folder import (
+    COMPLETIONS,
+    CURVES_PNG,
+    LATENCIES,
+    LOSSES,
+    REPORT_HTML,
+    REPORT_JSON,
+    REPORT_MD,
+    VERDICTS,
+    Folder,
+    tasks_fingerprint,
+)
+from eval.judging import judge_rows
+from eval.prompts import PRESETS
+from eval.report import Report, build_report
+from eval.report_page import render_html
+from eval.report_text import render_markdown
+from eval.task_sets import open_task_sets
+from shared.files import append_jsonl, atomic_write
+from shared.tasks import Task
+
+if TYPE_CHECKING:
+    from eval.models import LoadedModel, ModelFiles
+
+LIBRARIES = ("codestill", "torch", "transformers", "tokenizers", "sacrebleu", "numpy")
+TaskSets = dict[str, list[Task]]
+
+
+class Evaluation:
+    """One config with its folder and tasks opened and compared with what the folder records."""
+
+    def __init__(self, config: EvalConfig) -> None:
+        """Open everything that is cheap, so that mistakes show before any model is loaded.
+
+        Raises:
+            UsageError: tasks that cannot be read, or a folder of other settings.
+        """
+        self.config = config
+        self.task_sets = open_task_sets(config)
+        self.folder = Folder(config)
+        for spec in config.tasks:
+            tasks = self.task_sets[spec.title]
+            facts = {"tasks": len(tasks), "preset": PRESETS[spec.prompt_preset].id, "sha256": tasks_fingerprint(tasks)}
+            self.folder.note("tasks", spec.title, facts)
+
+    def generate(self) -> None:
+        """completions.jsonl: every sample of every model and task set that is not there yet."""
+        for files in self._locate():
+            missing = {title: self._missing(files.spec, title) for title in self.task_sets}
+            if any(missing.values()):
+                self._generate_model(files, missing)
+
+    def _generate_model(self, files: ModelFiles, missing: dict[str, int]) -> None:
+        loaded = self._load(files)
+        for title, count in missing.items():
+            self._generate_set(loaded, title, count)
+
+    def _missing(self, model: ModelSpec, title: str) -> int:
+        return len(self.task_sets[title]) * self.config.samples_per_task - len(self._done(COMPLETIONS, model, title))
+
+    def _done(self, name: str, model: ModelSpec, title: str) -> set[tuple[str, int]]:
+        rows = self.folder.rows(name)
+        return {
+            (row["task_id"], row["index"]) for row in rows if (row["model"], row["task_set"]) == (model.name, title)
+        }
+
+    def _generate_set(self, loaded: LoadedModel, title: str, count: int) -> None:
+        from eval.generate import Generator, pending, plan
+
+        spec = next(spec for spec in self.config.tasks if spec.title == title)
+        preset = PRESETS[spec.prompt_preset]
+        done = self._done(COMPLETIONS, loaded.files.spec, title)
+        generator = Generator(loaded, title, preset, self.config)
+        with tqdm(total=count, desc=f"{loaded.name}: {title}", unit="sample") as progress:
+            for batch in pending(plan(loaded, self.task_sets[title], preset, self.config), done):
+                rows = [row for row in generator.rows(batch) if (row["task_id"], row["index"]) not in done]
+                append_jsonl(self.folder.path / COMPLETIONS, rows)
+                progress.update(len(rows))
+
+    def judge(self) -> dict[str, int]:
+        """verdicts.jsonl: a verdict for every completion that has none, in the order of the completions.
+
+        Returns:
+            how many there are of each verdict.
+        """
+        completions = self.folder.rows(COMPLETIONS)
+        names = {model.name for model in self.config.models}
+        for title, tasks in self.task_sets.items():
+            mine = [row for row in completions if row["task_set"] == title and row["model"] in names]
+            for rows in judge_rows(mine, tasks, self.folder.rows(VERDICTS), self.config.judge):
+                append_jsonl(self.folder.path / VERDICTS, rows)
+        return dict(sorted(Counter(str(row["verdict"]) for row in self.folder.rows(VERDICTS)).items()))
+
+    def perplexity(self) -> None:
+        """perplexity.jsonl: held-out loss of every model that has none; nothing to do without `held_out`."""
+        if self.config.held_out is None:
+            return
+        for files in self._lacking(LOSSES):
+            from eval.perplexity import held_out_loss
+
+            found = held_out_loss(self._load(files), self.config.held_out, mask_prompt=self.config.mask_prompt)
+            append_jsonl(self.folder.path / LOSSES, [{"model": files.spec.name, **asdict(found)}])
+
+    def latency(self) -> None:
+        """latency.jsonl: timing of every model that has none, over the first prompts of the first task set."""
+        for files in self._lacking(LATENCIES):
+            append_jsonl(self.folder.path / LATENCIES, [{"model": files.spec.name, **self._time_model(files)}])
+
+    def _time_model(self, files: ModelFiles) -> dict[str, Any]:
+        from eval.generate import prompt_tokens
+        from eval.latency import measure_latency
+
+        loaded, settings, spec = self._load(files), self.config.latency, self.config.tasks[0]
+        tasks, preset = self.task_sets[spec.title][: settings.runs], PRESETS[spec.prompt_preset]
+        return asdict(measure_latency(loaded, [prompt_tokens(loaded, task, preset) for task in tasks], settings))
+
+    def report(self) -> Report:
+        """report.json, report.md, report.html and, where a student has metrics.jsonl, curves.png."""
+        report = build_report(self.config, self.folder, self.task_sets, self._provenance())
+        curves = [read_curves(model.name, path) for model in self.config.models if (path := _metrics(model)).is_file()]
+        report = replace(report, curves=[one.student for one in curves])
+        png = draw_curves(curves) if curves else None
+        if png is not None:
+            atomic_write(self.folder.path / CURVES_PNG, png)
+        text = json.dumps(asdict(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        atomic_write(self.folder.path / REPORT_JSON, text)
+        atomic_write(self.folder.path / REPORT_MD, render_markdown(report))
+        atomic_write(self.folder.path / REPORT_HTML, render_html(report, png))
+        return report
+
+    def _locate(self) -> Iterator[ModelFiles]:
+        """Each model's files, its weights compared with those recorded."""
+        from eval.models import count_parameters, locate
+
+        for spec in self.config.models:
+            files = locate(spec)
+            facts = {"identity": files.identity, "size_mb": files.size_mb, "parameters": count_parameters(files)}
+            self.folder.note("models", spec.name, facts)
+            yield files
+
+    def _lacking(self, name: str) -> Iterator[ModelFiles]:
+        done = {row["model"] for row in self.folder.rows(name)}
+        return (files for files in self._locate() if files.spec.name not in done)
+
+    def _load(self, files: ModelFiles) -> LoadedModel:
+        from eval.models import load, resolve_device
+
+        gc.collect()  # models have reference cycles, and the one before must not stand in this one's way
+        return load(files, self.config.dtype, resolve_device(self.config.device))
+
+    def _provenance(self) -> dict[str, Any]:
+        """Settings, models, tasks, isolation and versions: what somebody needs to make the numbers again."""
+        record = self.folder.record
+        return {
+            "models": {
+                model.name: record["models"].get(model.name, {}) | _where(model) for model in self.config.models
+            },
+            "tasks": {title: record["tasks"][title] for title in self.task_sets},
+            "settings": record["settings"],
+            "isolation": sorted({str(row["isolation"]) for row in self.folder.rows(VERDICTS)}),
+            "bleu": "sacrebleu corpus BLEU of each task's first sample against the canonical solution",
+            "interval": "95 % percentile bootstrap over tasks",
+            "versions": {name: _version(name) for name in LIBRARIES} | {"python": python_version()},
+            "machine": f"{platform()} {machine()}",
+        }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # a bare checkout is a legal way to run
+        return "not installed"
+
+
+def _where(model: ModelSpec) -> dict[str, Any]:
+    return {"path": model.path, "revision": model.revision} if model.revision else {"path": model.path}
+
+
+def _metrics(model: ModelSpec) -> Path:
+    return Path(model.path) / "metrics.jsonl"

@@ -1,0 +1,123 @@
+"""From hidden states to records: what is kept of the teacher's full distribution at every position.
+
+Works on the device that holds the head, a chunk of positions at a time, so no [tokens, vocabulary] tensor larger than the
+chunk ever lives. Not for storage (cache/encoding.py quantises).
+Legend: C positions of one chunk, V vocabulary, K = k, N tail nodes, b columns of one block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cache.manifest import Selection
+from cache.tail import NODE_STEP, NODES
+
+BLOCK = 64  # columns searched together for the largest values
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """C positions on the CPU: head padded to K columns, of which `sizes_C` count.
+
+    Attributes:
+        sizes_C: int32, ids in each head.
+        ids_CK: int32, most likely first.
+        logprobs_CK: float32, natural log at T = 1.
+        tail_CN: float32, log sum over the tail of exp(beta * l) at cache.tail.NODES.
+        gold_C: float32, log-probability of the next token.
+    """
+
+    sizes_C: Tensor
+    ids_CK: Tensor
+    logprobs_CK: Tensor
+    tail_CN: Tensor
+    gold_C: Tensor
+
+    def cpu(self) -> Record:
+        """The same on the CPU."""
+        return Record(*(getattr(self, name).cpu() for name in self.__slots__))
+
+
+class HeadChunk:
+    """Scratch for one chunk of logits, allocated once: fresh [C, V] tensors cost more in page faults than in arithmetic.
+
+    The vocabulary is padded with -inf to whole blocks, so that the most likely tokens are found among block maxima.
+    Attributes:
+            rows: positions a chunk may have.
+        vocab_size: V.
+    """
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self.rows, self.vocab_size = (512 if device.type == "cuda" else 128), vocab_size
+        width = -(-vocab_size // BLOCK) * BLOCK
+        self._logits_CV = torch.full((self.rows, width), -torch.inf, device=device)
+        self._scratch_CV = torch.empty_like(self._logits_CV)
+
+    def log_probabilities(self, logits: Callable[[Tensor], object], count: int) -> Tensor:
+        """Log-softmax of `count` rows; `logits` fills the [count, V] view it is given. Valid until the next call."""
+        whole_CV, scratch_CV = self._logits_CV[:count], self._scratch_CV[:count]
+        logits(whole_CV[:, : self.vocab_size])
+        top_C1 = whole_CV.amax(dim=1, keepdim=True)
+        sums_C1 = torch.sub(whole_CV, top_C1, out=scratch_CV).exp_().sum(dim=1, keepdim=True)
+        return whole_CV.sub_(top_C1.add_(sums_C1.log_()))[:, : self.vocab_size]
+
+    def select(self, gold_C: Tensor, selection: Selection) -> Record:
+        """Keep head, tail mass and gold of the rows just made; afterwards their head entries are -inf.
+
+        Args:
+            gold_C: int64 ids of the next tokens.
+            selection: k and top_p.
+        """
+        logprobs_CV = self._logits_CV[: len(gold_C)]
+        k = min(selection.k, self.vocab_size)
+        gold_logprobs_C = logprobs_CV.gather(1, gold_C[:, None])[:, 0]
+        head_CK, ids_CK = top_k(logprobs_CV, k)
+        mass_CK = head_CK.exp().cumsum(dim=1)
+        sizes_C = (mass_CK < selection.top_p).sum(dim=1).add_(1).clamp_(max=k)
+        kept_CK = torch.arange(k, device=ids_CK.device) < sizes_C[:, None]
+        logprobs_CV.scatter_(1, ids_CK, head_CK.masked_fill(kept_CK, -torch.inf))
+        tail_CN = tail_mass(logprobs_CV, self._scratch_CV[: len(gold_C)])
+        return Record(sizes_C.int(), ids_CK.int(), head_CK, tail_CN, gold_logprobs_C)
+
+
+def top_k(values_CV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row and their columns, largest first; V must be whole blocks.
+
+    The k largest values lie in the k blocks with the largest maxima, so only those are searched.
+    """
+    blocks_CNb = values_CV.view(len(values_CV), -1, BLOCK)
+    if blocks_CNb.shape[1] <= k:
+        found = values_CV.topk(k, dim=1)
+        return found.values, found.indices
+    chosen_Ck = blocks_CNb.amax(dim=2).topk(k, dim=1).indices
+    candidates_Ckb = blocks_CNb.gather(1, chosen_Ck[:, :, None].expand(-1, -1, BLOCK))
+    found = candidates_Ckb.flatten(1).topk(k, dim=1)
+    block_CK = chosen_Ck.gather(1, found.indices // BLOCK)
+    return found.values, block_CK * BLOCK + found.indices % BLOCK
+
+
+def tail_mass(tail_CV: Tensor, scratch_CV: Tensor) -> Tensor:
+    """f(beta) = log sum exp(beta * l) at every node, float32 [C, N]. Overwrites both arguments.
+
+    The tail is summed itself, never as 1 - head: at a head mass of 0.99999 that difference has no digits left. The nodes
+    are equally spaced, so two exponentials and a product a node do; the row's largest value is taken out first.
+    Args:
+        tail_CV: float32 log-probabilities, -inf at head entries.
+        scratch_CV: same shape.
+    """
+    top_C1 = tail_CV.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
+    tail_CV.sub_(top_C1)
+    factor_CV = torch.mul(tail_CV, NODE_STEP, out=scratch_CV).exp_()
+    power_CV = tail_CV.mul_(NODES[0]).exp_()
+    sums, beta = [power_CV.sum(dim=1)], NODES[0]
+    for node in NODES[1:]:
+        for _ in range(round((node - beta) / NODE_STEP)):
+            power_CV.mul_(factor_CV)
+        sums.append(power_CV.sum(dim=1))
+        beta = node
+    beta_N = torch.tensor(NODES, dtype=torch.float32, device=tail_CV.device)
+    return torch.stack(sums, dim=1).log_() + beta_N * top_C1

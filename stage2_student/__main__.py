@@ -1,0 +1,33 @@
+"""`python -m stage2_student`: the command line. Not for the work (train.py), which is imported only when asked for."""
+
+from __future__ import annotations
+
+from shared.cli import ConfigArg, Overrides, new_app, run
+from shared.config import load_config
+from stage2_student.config import TrainConfig
+
+app = new_app("Train students from a cache; no teacher in memory.")
+
+
+@app.callback()
+def stage2() -> None:
+    """Train students from a cache; no teacher in memory."""
+
+
+@app.command()
+def train(config: ConfigArg, overrides: Overrides = None) -> None:
+    """Train one student; run again after a crash, it goes on."""
+    checked = load_config(TrainConfig, config, overrides or [])
+    from stage2_student.train import train as train_student
+
+    train_student(checked)
+    print(checked.out)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run(app)
+
+
+if __name__ == "__main__":
+    main()

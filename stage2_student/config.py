@@ -1,0 +1,125 @@
+"""The config of `train`: one flat file, every field with its unit.
+
+Not for defaults of a model family beyond the presets (students.py) and not for sweeps. What the cache's manifest knows
+(teacher, tokenizer, vocabulary) is never repeated here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from cache.tail import node_weights
+from shared.config import ConfigPath, ModelRef, StrictModel
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+# Fields that may differ between the two halves of a resumed run: where it runs and what it reports, not what is learnt.
+FREE_FIELDS = frozenset({"out", "cache", "validation", "workers", "device", "report_to"})
+
+
+class Architecture(StrictModel):
+    """A GPT-2 of any size; for the two published sizes use `preset`."""
+
+    layers: int = Field(description="transformer blocks", ge=1)
+    width: int = Field(description="hidden size; a multiple of heads", ge=1)
+    heads: int = Field(description="attention heads", ge=1)
+    positions: int = Field(default=512, description="longest window, tokens", ge=1)
+    dropout: float = Field(
+        default=0.1, description="on embeddings, attention and residuals; GPT-2's own is 0.1", ge=0, lt=1
+    )
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> Architecture:
+        if self.width % self.heads:
+            raise ValueError(f"width to be a multiple of heads ({self.width} / {self.heads} is not whole)")
+        return self
+
+
+class StudentConfig(StrictModel):
+    """Exactly one of preset, architecture, pretrained. The vocabulary is the cache's."""
+
+    preset: Literal["gpt2-44m", "gpt2-202m"] | None = Field(
+        default=None, description="a GPT-2 of a published size, from scratch"
+    )
+    architecture: Architecture | None = Field(default=None, description="a GPT-2 of another size, from scratch")
+    pretrained: ModelRef | None = Field(
+        default=None, description="a causal LM with the cache's tokenizer; directory or hub id"
+    )
+    revision: str | None = Field(default=None, description="hub commit or tag of `pretrained`")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> StudentConfig:
+        if sum(kind is not None for kind in (self.preset, self.architecture, self.pretrained)) != 1:
+            raise ValueError("exactly one of preset, architecture, pretrained")
+        if self.revision is not None and self.pretrained is None:
+            raise ValueError("revision only beside pretrained")
+        return self
+
+
+class Validation(StrictModel):
+    """Windows the student never trains on: another cache of the same teacher, or a share of this one."""
+
+    cache: ConfigPath | None = Field(default=None, description="another cache directory")
+    fraction: Fraction | None = Field(default=None, description="share of windows, chosen by the hash in their ids")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Validation:
+        if (self.cache is None) == (self.fraction is None):
+            raise ValueError("exactly one of cache, fraction")
+        return self
+
+
+class TrainConfig(StrictModel):
+    """`python -m stage2_student train CONFIG`."""
+
+    out: ConfigPath = Field(description="run directory: checkpoints, metrics, and the finished student")
+    cache: ConfigPath = Field(description="cache directory to learn from")
+    validation: Validation = Field(description="what the student is scored on")
+    student: StudentConfig = Field(description="what is trained")
+
+    form: Literal["bucket", "renormalised"] = Field(
+        default="bucket",
+        description="bucket: KL over head + one cell for the rest; renormalised: plain top-k, for comparison",
+    )
+    temperature: float = Field(default=1.0, description="T of teacher and student in the distillation term", gt=0)
+    kd_weight: float = Field(description="weight of T^2 * KL(teacher || student)", ge=0)
+    ce_weight: float = Field(description="weight of cross-entropy on the corpus's own tokens", ge=0)
+    mask_prompt: bool = Field(default=False, description="leave prompt tokens out of the loss as targets")
+
+    epochs: int | None = Field(default=None, description="passes over the training windows; this or max_steps", ge=1)
+    max_steps: int | None = Field(default=None, description="optimizer steps; this or epochs", ge=1)
+    batch_size: int = Field(default=8, description="windows held at once", ge=1)
+    gradient_accumulation: int = Field(default=1, description="batches per optimizer step", ge=1)
+    learning_rate: float = Field(default=5e-5, description="AdamW's highest", gt=0)
+    weight_decay: float = Field(default=0.0, description="AdamW's, not on biases and norms", ge=0)
+    warmup: int = Field(default=0, description="optimizer steps from 0 to learning_rate", ge=0)
+    scheduler: Literal["constant", "linear", "cosine"] = Field(default="linear", description="after the warm-up")
+    clip: float = Field(default=1.0, description="largest gradient norm; 0 for none", ge=0)
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the matrix products; weights stay float32")
+    seed: int = Field(default=0, description="of weights, order and dropout", ge=0)
+
+    log_every: int = Field(default=10, description="optimizer steps between training rows in metrics.jsonl", ge=1)
+    eval_every: int | None = Field(
+        default=None, description="optimizer steps between validations; none: once an epoch", ge=1
+    )
+    save_every: int | None = Field(
+        default=None, description="optimizer steps between checkpoints; none: once an epoch", ge=1
+    )
+    workers: int = Field(default=0, description="processes that read the cache; 0 reads in the training process", ge=0)
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes a GPU where there is one")
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = Field(default=(), description="besides metrics.jsonl")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if (self.epochs is None) == (self.max_steps is None):
+            raise ValueError("exactly one of epochs, max_steps")
+        if self.kd_weight == 0 and self.ce_weight == 0:
+            raise ValueError("kd_weight or ce_weight above 0")
+        node_weights(1 / self.temperature)  # ValueError names the coldest temperature that a cache holds
+        return self
+
+    def settings(self) -> dict[str, object]:
+        """What a resumed run must share with the run it continues."""
+        return self.model_dump(mode="json", exclude=set(FREE_FIELDS))

@@ -1,0 +1,92 @@
+"""A small real cache for stage 2's tests: random teacher logits over a byte vocabulary. Not a test file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tiny_model import byte_tokenizer
+
+from cache.encoding import Encoding
+from cache.manifest import Identity, Selection, Teacher
+from cache.record import CachedWindow
+from cache.tail import NODES
+from cache.writer import PROGRESS_FOLDER, writing
+from shared.tokenizer import fingerprint
+
+VOCAB = 260  # 257 tokens and three rows of padding
+
+
+def cached_window(
+    number: int, tokens: NDArray[np.int32], logits_PV: torch.Tensor, *, k: int = 8, prompt: int = 3
+) -> CachedWindow:
+    """What a capture keeps of these logits: heads of 1 to k ids, f(beta) exact at every node."""
+    logp = logits_PV.double().log_softmax(1)
+    values, ids = logp.sort(1, descending=True)
+    sizes = torch.arange(len(logp)) % k + 1
+    inside = torch.arange(logp.shape[1]) < sizes[:, None]
+    outside = values.masked_fill(inside, -torch.inf)
+    return CachedWindow(
+        id=f"{number:016x}",
+        document=f"document {number}",
+        prompt_tokens=prompt,
+        tokens=tokens,
+        head_sizes_P=sizes.int().numpy(),
+        head_ids_E=ids[inside].int().numpy(),
+        head_logprobs_E=values[inside].float().numpy(),
+        tail_PN=torch.stack([(beta * outside).logsumexp(1) for beta in NODES], 1).float().numpy(),
+        gold_P=logp[torch.arange(len(logp)), torch.from_numpy(tokens[1:]).long()].float().numpy(),
+        coords_PR=np.zeros((len(logp), 0), np.float32),
+    )
+
+
+def make_windows(count: int, *, longest: int = 24, seed: int = 0, k: int = 8) -> list[CachedWindow]:
+    """Windows of 6 to `longest` tokens whose teacher follows a fixed random table, so that there is something to learn."""
+    generator = torch.Generator().manual_seed(seed)
+    table_VV = 3 * torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(99))
+    windows = []
+    for _ in range(count):
+        length = int(torch.randint(6, longest + 1, (1,), generator=generator))
+        tokens = [int(torch.randint(0, 257, (1,), generator=generator))]
+        while len(tokens) < length:
+            row = table_VV[tokens[-1], :257].softmax(0)
+            tokens.append(int(torch.multinomial(row, 1, generator=generator)))
+        ids = np.asarray(tokens, np.int32)
+        number = int(torch.randint(0, 2**62, (1,), generator=generator)) * 4 + 1
+        windows.append(cached_window(number, ids, table_VV[torch.from_numpy(ids[:-1]).long()], k=k))
+    return windows
+
+
+def identity(k: int = 8, weights: str = "0" * 64) -> Identity:
+    """An identity of a cache of the byte tokenizer."""
+    teacher = Teacher(
+        id="table",
+        revision=None,
+        weights=weights,
+        architecture="Table",
+        parameters=1,
+        dtype="float32",
+        quantisation=None,
+    )
+    return Identity(
+        teacher=teacher,
+        tokenizer=fingerprint(byte_tokenizer()),
+        corpus={},
+        windows={},
+        selection=Selection(k=k, top_p=1.0),
+        encoding=Encoding(vocab_size=VOCAB, k=k),
+        windows_per_shard=1000,
+    )
+
+
+def make_cache(directory: Path, windows: list[CachedWindow], *, weights: str = "0" * 64, k: int = 8) -> Path:
+    """Write a finished cache with the byte tokenizer's files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with writing(directory, identity(k, weights)) as writer:
+        folder = directory / PROGRESS_FOLDER / "tokenizer"
+        byte_tokenizer().save_pretrained(folder)
+        writer.seal(0, windows, {})
+        writer.finish(folder, counts={}, fidelity=(), teacher_loss=1.0, made_with={})
+    return directory
