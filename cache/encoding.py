@@ -11,15 +11,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cache.record import CachedWindow
 from cache.tail import NODES, ONE
 from shared.config import StrictModel
+from shared.errors import RunError
 
 NO_TAIL = 65535  # code of f(1) where the head is the whole vocabulary
 IN_HEAD = 0  # code of a gold log-probability that is already in the head
 TOP_CODE = 65534
+
+# f is convex: below its chord between 0 and 1, above the extended chord beyond 1.
+SIDE_N = np.where(np.array(NODES) < 1, -1.0, 1.0)
 
 Codes = dict[str, NDArray[Any]]
 
@@ -37,6 +41,13 @@ class Encoding(StrictModel):
         default=1 / 64, description="nats a code, distance of f from its chord at the other nodes", gt=0, le=1
     )
     nodes: tuple[float, ...] = Field(default=NODES, description="beta = 1/T at which the tail's mass is stored")
+
+    @field_validator("nodes")
+    @classmethod
+    def _ours(cls, nodes: tuple[float, ...]) -> tuple[float, ...]:
+        if nodes != NODES:
+            raise ValueError(f"the nodes of this version, {NODES}")
+        return nodes
 
     def id_type(self) -> np.dtype[np.generic]:
         """Smallest unsigned type that holds a token id, little-endian."""
@@ -81,7 +92,19 @@ def _codes(values: NDArray[np.floating], step: float) -> NDArray[np.uint16]:
 
 
 def encode_window(window: CachedWindow, encoding: Encoding) -> Codes:
-    """The window's fields as one-dimensional integer arrays, unpadded."""
+    """The window's fields as one-dimensional integer arrays, unpadded.
+
+    Raises:
+        RunError: the record holds what no teacher in order produces; a cache of it would teach nonsense.
+    """
+    wrong = _wrong_with(window, encoding)
+    if wrong:
+        raise RunError(
+            f"window {window.id} of document {window.document}",
+            expected="finite log-probabilities, most likely first, of ids inside the vocabulary",
+            got=wrong,
+            do="check the teacher's weights and dtype (float16 overflows where bfloat16 does not)",
+        )
     positions = len(window.gold_P)
     starts_P = np.cumsum(window.head_sizes_P) - window.head_sizes_P
     values_E = _codes(-window.head_logprobs_E.astype(np.float64), encoding.value_step)
@@ -100,6 +123,23 @@ def encode_window(window: CachedWindow, encoding: Encoding) -> Codes:
     }
 
 
+def _wrong_with(window: CachedWindow, encoding: Encoding) -> str:
+    """What keeps this record from being stored, in words; empty when nothing does. -inf is a probability of 0: legal."""
+    sizes_P, values_E = window.head_sizes_P, window.head_logprobs_E
+    numbers = {"head": values_E, "tail": window.tail_PN, "gold": window.gold_P}
+    for name, values in numbers.items():
+        if np.isnan(values).any() or np.isposinf(values).any():
+            return f"{name} values that are not numbers"
+    if sizes_P.min() < 1 or sizes_P.max() > min(encoding.k, encoding.vocab_size):
+        return f"a head of {sizes_P.min()} to {sizes_P.max()} ids"
+    for name, ids in (("tokens", window.tokens), ("head ids", window.head_ids_E)):
+        if ids.min() < 0 or ids.max() >= encoding.vocab_size:
+            return f"{name} of {ids.min()} to {ids.max()} in a vocabulary of {encoding.vocab_size}"
+    better_E = np.concatenate([values_E[:1], values_E[:-1]])
+    better_E[np.cumsum(sizes_P) - sizes_P] = np.inf
+    return "rising log-probabilities" if (values_E > better_E).any() else ""
+
+
 def _encode_tail(
     tail_PN: NDArray[np.float32], head_sizes_P: NDArray[np.int32], encoding: Encoding
 ) -> NDArray[np.uint16]:
@@ -109,7 +149,7 @@ def _encode_tail(
     codes_PN = np.zeros(tail_PN.shape, "<u2")
     codes_PN[:, ONE] = _codes(-tail_PN[:, ONE], encoding.mass_step)
     mass_P = -codes_PN[:, ONE].astype(np.float64) * encoding.mass_step
-    gaps_PN = np.abs(_chord(mass_P, head_sizes_P, encoding.vocab_size) - tail_PN)
+    gaps_PN = SIDE_N * (tail_PN - _chord(mass_P, head_sizes_P, encoding.vocab_size))
     others = [node for node in range(len(NODES)) if node != ONE]
     codes_PN[:, others] = _codes(gaps_PN[:, others], encoding.gap_step)
     codes_PN[empty_P] = 0
@@ -128,9 +168,7 @@ def _decode_tail(
     codes_PN: NDArray[np.uint16], head_sizes_P: NDArray[np.int32], encoding: Encoding
 ) -> NDArray[np.float32]:
     mass_P = -codes_PN[:, ONE].astype(np.float64) * encoding.mass_step
-    # f is convex: below its chord between 0 and 1, above the extended chord beyond 1.
-    sign_N = np.where(np.array(NODES) < 1, -1.0, 1.0)
-    tail_PN = _chord(mass_P, head_sizes_P, encoding.vocab_size) + sign_N * codes_PN * encoding.gap_step
+    tail_PN = _chord(mass_P, head_sizes_P, encoding.vocab_size) + SIDE_N * codes_PN * encoding.gap_step
     tail_PN[:, ONE] = mass_P
     tail_PN[codes_PN[:, ONE] == NO_TAIL] = -np.inf
     return tail_PN.astype(np.float32)
@@ -150,7 +188,9 @@ def decode_window(
     _check_codes(tokens, head_sizes_P, head_ids_E, encoding)
     starts_P = np.cumsum(head_sizes_P) - head_sizes_P
     values_E = _running_sums(codes["head_values"], starts_P, head_sizes_P)
-    tail_PN = codes["tail"].reshape(len(NODES), -1).T.astype(np.uint16)
+    tail_PN = codes["tail"].reshape(len(NODES), -1).T
+    if (tail_PN[head_sizes_P == encoding.vocab_size, ONE] != NO_TAIL).any():
+        raise ValueError("a tail beside a head that is the whole vocabulary")
     return CachedWindow(
         id=window_id,
         document=document,
@@ -170,7 +210,7 @@ def _check_codes(
 ) -> None:
     if head_sizes_P.min() < 1 or head_sizes_P.max() > min(encoding.k, encoding.vocab_size):
         raise ValueError(f"head sizes outside 1..{encoding.k}")
-    if int(head_sizes_P.sum()) != len(head_ids_E):
+    if int(head_sizes_P.sum(dtype=np.int64)) != len(head_ids_E):
         raise ValueError("head sizes do not add up to the number of head ids")
     for name, ids in (("token", tokens), ("head id", head_ids_E)):
         if ids.min() < 0 or ids.max() >= encoding.vocab_size:
@@ -196,6 +236,8 @@ def _decode_gold(
     encoding: Encoding,
 ) -> NDArray[np.float32]:
     gold_P = codes_P.astype(np.int64)
+    if gold_P.max() > TOP_CODE:
+        raise ValueError("gold below the smallest log-probability that can be stored")
     row_E = np.repeat(np.arange(len(sizes_P)), sizes_P)
     hits_E = ids_E == tokens[1:][row_E]
     in_head_P = np.zeros(len(sizes_P), bool)

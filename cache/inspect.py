@@ -19,6 +19,7 @@ def facts(directory: Path, manifest: Manifest) -> dict[str, Any]:
         "positions": manifest.total("positions"),
         "bytes": size,
         "bytes_per_token": size / tokens,
+        "tokenizer_bytes": sum(file.bytes for file in manifest.tokenizer_files),
         "ids_per_position": manifest.total("entries") / manifest.total("positions"),
         "k": manifest.k,
         "top_p": manifest.identity.selection.top_p,
@@ -51,15 +52,21 @@ def screen(found: dict[str, Any]) -> str:
         ("tokenizer", f"{found['tokenizer']['size']} tokens {found['tokenizer']['vocab_sha256'][:12]}, "
                       f"model vocabulary {found['vocab_size']}"),
         ("corpus", " ".join(corpus.split())[:160]),
-        ("documents", f"{counts['documents']} read, dropped: {dropped or 'none'}"),
+        ("documents", f"{counts.get('documents', 'not counted')} read, dropped: {dropped or 'none'}"),
         ("windows", f"{found['windows']} of at most {found['window_settings'].get('max_length')} tokens"),
         ("tokens", f"{found['tokens']} ({found['positions']} positions)"),
-        ("size", f"{found['bytes']} bytes in {len(found['shards'])} shards, {found['bytes_per_token']:.1f} a token"),
+        ("size", f"{found['bytes']} bytes in {len(found['shards'])} shards, {found['bytes_per_token']:.1f} a token; "
+                 f"tokenizer {found['tokenizer_bytes']} bytes"),
         ("head", f"at most {found['k']} ids to mass {found['top_p']}, mean {found['ids_per_position']:.1f}"),
     ]  # fmt: skip
     width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    lines = [printable(f"{name:<{width}}  {value}") for name, value in rows]
     return "\n".join([*lines, "", *_fidelity(found["fidelity"])])
+
+
+def printable(text: str) -> str:
+    """Without what could command a terminal: a manifest and file names are somebody else's text."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _fidelity(report: list[dict[str, Any]]) -> list[str]:

@@ -22,7 +22,9 @@ from shared.tokenizer import TokenizerFingerprint
 
 MANIFEST = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
-MAX_MANIFEST_BYTES = 1 << 28
+MAX_MANIFEST_BYTES = 1 << 25  # 100,000 shards; JSON of this size needs at most about 700 MB to parse
+
+MOST = 1 << 53  # JSON numbers beyond this are not the same everywhere
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 ShardName = Annotated[str, StringConstraints(pattern=r"^[0-9]{5}-[0-9a-f]{12}\.h5$")]
@@ -66,19 +68,19 @@ class ShardEntry(StrictModel):
     """One shard: a file whose name starts with its place in the corpus and holds the start of its hash."""
 
     name: ShardName
-    bytes: int = Field(description="file size", ge=1)
+    bytes: int = Field(description="file size", ge=1, le=MOST)
     sha256: Sha256
-    windows: int = Field(ge=1, description="count")
-    tokens: int = Field(ge=2, description="count")
-    positions: int = Field(ge=1, description="count; each is one next-token distribution")
-    entries: int = Field(ge=1, description="head entries of all positions")
+    windows: int = Field(ge=1, le=MOST, description="count")
+    tokens: int = Field(ge=2, le=MOST, description="count")
+    positions: int = Field(ge=1, le=MOST, description="count; each is one next-token distribution")
+    entries: int = Field(ge=1, le=MOST, description="head entries of all positions")
 
 
 class FileEntry(StrictModel):
     """One file of the tokenizer folder."""
 
     name: TokenizerFileName
-    bytes: int = Field(ge=0, description="file size")
+    bytes: int = Field(ge=0, le=MOST, description="file size")
     sha256: Sha256
 
 
@@ -168,14 +170,16 @@ def read_manifest(directory: Path) -> Manifest:
         raise UsageError(
             f"{directory}", expected=f"a cache with {MANIFEST}", got=_instead(directory), do="check the path"
         )
+    if path.is_symlink():
+        raise _damaged(path, "a plain file", "a link")
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise _damaged(path, f"at most {MAX_MANIFEST_BYTES} bytes", str(path.stat().st_size))
     raw = path.read_bytes()
     try:
-        data = json.loads(raw, object_pairs_hook=_no_duplicates)
+        data = json.loads(raw, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        return _checked(data, raw, path)
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, "JSON without duplicate keys", str(error)) from None
-    return _checked(data, raw, path)
+        raise _damaged(path, "JSON without duplicate keys", str(error)[:200]) from None
 
 
 def _checked(data: Any, raw: bytes, path: Path) -> Manifest:
@@ -183,7 +187,7 @@ def _checked(data: Any, raw: bytes, path: Path) -> Manifest:
         raise _damaged(path, "format codestill-cache", "another format")
     if data.get("version") != 1:
         raise RunError(
-            str(path), expected="version 1", got=str(data.get("version")), do="use a matching codestill release"
+            str(path), expected="version 1", got=repr(data.get("version"))[:40], do="use a matching codestill release"
         )
     digest = data.pop("digest", None)
     try:
@@ -196,6 +200,9 @@ def _checked(data: Any, raw: bytes, path: Path) -> Manifest:
     names = [shard.name for shard in manifest.shards]
     if names != sorted(set(names)) or any(shard.sha256[:12] != shard.name[6:18] for shard in manifest.shards):
         raise _damaged(path, "shards in order, each named by its hash", "others")
+    files = [file.name for file in manifest.tokenizer_files]
+    if files != sorted(set(files)):
+        raise _damaged(path, "tokenizer files in order, each once", "others")
     return manifest
 
 
@@ -206,6 +213,10 @@ def _no_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"key '{key}' stands twice")
         found[key] = value
     return found
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
 
 
 def _damaged(path: Path, expected: str, got: str) -> RunError:

@@ -2,7 +2,7 @@
 
 Frames are read with pread at offsets the shard's index knows and decoded with zstandard, outside h5py's global lock, so
 threads and DataLoader workers run side by side. Order, shuffling and batches are the student's business, not ours.
-Memory: the index (about 170 bytes a window) and one window at a time.
+Memory: the index (about 170 bytes a window) and one window at a time; at most MAX_OPEN_FILES open files.
 """
 
 from __future__ import annotations
@@ -23,18 +23,30 @@ from cache.record import CachedWindow
 from cache.shard import ShardIndex, read_index, window_checksum
 from shared.errors import RunError
 
+MAX_OPEN_FILES = 128  # a cache of thousands of shards must fit under the usual limit of 1024 descriptors
+
+
+_thread = threading.local()  # a zstd decompressor serves one thread, and all shards
+
+
+class _OpenFile:
+    """A descriptor that closes when nobody reads from it any more, so that a reader may be released under a thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
 
 class ShardReader:
-    """One shard's windows. Safe in threads, after fork, and when pickled into another process."""
+    """One shard's windows. Safe in threads, after fork (pread has no position), and when pickled into another process."""
 
     def __init__(self, index: ShardIndex) -> None:
         self.index = index
         self._fields = fields(index.encoding)
-        self._open()
-
-    def _open(self) -> None:
-        self._handle = os.open(self.index.path, os.O_RDONLY)
-        self._local = threading.local()  # a zstd decompressor serves one thread
+        self._file: _OpenFile | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"index": self.index}
@@ -42,19 +54,19 @@ class ShardReader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["index"])  # type: ignore[misc]
 
-    def __del__(self) -> None:
-        if hasattr(self, "_handle"):
-            os.close(self._handle)
+    def release(self) -> None:
+        """Let go of the file; the next read opens it again."""
+        self._file = None
 
     def read(self, window: int) -> CachedWindow:
         """Decode one window.
 
         Raises:
-            RunError: its bytes are damaged; names shard, window and remedy. Nothing of it is returned.
+            RunError: its bytes are damaged or cannot be read; names shard, window and remedy. Nothing of it is returned.
         """
         try:
             return self._decode(window, self._frames(window))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise RunError(
                 f"shard {self.index.path.name}, window {self.index.id_of(window)}",
                 expected="undamaged bytes",
@@ -65,19 +77,20 @@ class ShardReader:
     def _frames(self, window: int) -> list[bytes]:
         index = self.index
         places = [(int(index.size[spec.name][window]), int(index.offset[spec.name][window])) for spec in self._fields]
-        frames = [os.pread(self._handle, size, offset) for size, offset in places]
+        file = self._file = self._file or _OpenFile(index.path)
+        frames = [os.pread(file.number, size, offset) for size, offset in places]
         if window_checksum(frames) != int(index.checksum[window]):
             raise ValueError("a checksum that does not fit")
         return frames
 
     def _decode(self, window: int, frames: list[bytes]) -> CachedWindow:
         index = self.index
-        if not hasattr(self._local, "zstd"):
-            self._local.zstd = zstandard.ZstdDecompressor()
+        if not hasattr(_thread, "zstd"):
+            _thread.zstd = zstandard.ZstdDecompressor()
         positions, entries = int(index.token_count[window]) - 1, int(index.entry_count[window])
         codes = {
             spec.name: decompress(
-                frame, spec.dtype, index.padded[spec.name], spec.count(positions, entries), self._local.zstd
+                frame, spec.dtype, index.padded[spec.name], spec.count(positions, entries), _thread.zstd
             )
             for spec, frame in zip(self._fields, frames, strict=True)
         }
@@ -105,6 +118,7 @@ class Cache:
         indexes = [_index(directory, manifest, number) for number in range(len(manifest.shards))]
         self._shards = [ShardReader(index) for index in indexes]
         self._ends = np.cumsum([len(index) for index in indexes])
+        self._open: dict[int, None] = {}  # shards with an open file, longest open first
         self.lengths: NDArray[np.int32] = np.concatenate([index.token_count for index in indexes]).astype(np.int32)
         self.window_ids: NDArray[np.uint64] = np.concatenate([index.window_id for index in indexes])
 
@@ -121,21 +135,29 @@ class Cache:
         if not 0 <= window < len(self):
             raise IndexError(window)
         shard = int(np.searchsorted(self._ends, window, side="right"))
+        if shard not in self._open:
+            self._open[shard] = None
+            for oldest in list(self._open)[:-MAX_OPEN_FILES]:
+                self._open.pop(oldest, None)
+                self._shards[oldest].release()
         return self._shards[shard].read(window - (int(self._ends[shard - 1]) if shard else 0))
 
 
 def _index(directory: Path, manifest: Manifest, number: int) -> ShardIndex:
     entry = manifest.shards[number]
     path = directory / entry.name
-    remedy = "run `python -m cache verify` on it and get the shards it names again"
+    remedy = f"run `python -m cache verify {directory}` and get the shards it names again"
     if not path.is_file():
         raise RunError(f"shard {entry.name}", expected="a file beside the manifest", got="none", do=remedy)
     if path.stat().st_size != entry.bytes:
         got = f"{path.stat().st_size}"
         raise RunError(f"shard {entry.name}", expected=f"{entry.bytes} bytes", got=got, do=remedy)
     index = read_index(path, manifest.identity.encoding)
-    if len(index) != entry.windows or int(index.token_count.sum()) != entry.tokens:
-        raise RunError(f"shard {entry.name}", expected=f"{entry.windows} windows", got=f"{len(index)}", do=remedy)
+    found = (len(index), int(index.token_count.sum()), int(index.entry_count.sum(dtype=np.int64)))
+    if found != (entry.windows, entry.tokens, entry.entries):
+        expected = f"{entry.windows} windows, {entry.tokens} tokens, {entry.entries} head entries"
+        got = f"{found[0]}, {found[1]}, {found[2]}"
+        raise RunError(f"shard {entry.name}", expected=expected, got=got, do=remedy)
     return index
 
 
@@ -146,4 +168,5 @@ def open_cache(directory: Path) -> Cache:
         UsageError: not a cache.
         RunError: manifest or a shard's structure is damaged.
     """
+    directory = Path(directory).absolute()  # a worker may start in another working directory
     return Cache(directory, read_manifest(directory))

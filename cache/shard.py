@@ -23,10 +23,19 @@ from numpy.typing import NDArray
 from cache.encoding import Codes, Encoding, encode_window, fields
 from cache.frames import compress, new_compressor
 from cache.record import CachedWindow
-from cache.structure import FORMAT, VERSION, ZSTD_FILTER, chunk_table, open_checked, read_text_attribute
-from shared.errors import RunError
-
-DOCUMENT_BYTES = 256  # longer document names are cut, at a character's border
+from cache.structure import (
+    FORMAT,
+    MAX_ATTRIBUTE_BYTES,
+    MAX_CHUNK_BYTES,
+    MAX_DOCUMENT_BYTES,
+    MAX_WINDOWS,
+    VERSION,
+    ZSTD_FILTER,
+    chunk_table,
+    open_checked,
+    read_text_attribute,
+)
+from shared.errors import RunError, UsageError
 
 INDEX_TYPES = {
     "window_id": "<u8",
@@ -70,12 +79,17 @@ def shard_bytes(windows: Sequence[CachedWindow], encoding: Encoding, summary: di
         windows: at least one.
         encoding: the cache's encoding.
         summary: JSON values about these windows that the capture wants to find again after a crash.
+    Raises:
+        RunError: a record that no teacher in order produces (see encode_window).
+        UsageError: more windows, or longer ones, than any reader accepts.
     """
     assert windows, "a shard holds at least one window"
+    _require_size("windows a shard", len(windows), MAX_WINDOWS, "set a smaller windows_per_shard")
     rows = [encode_window(window, encoding) for window in windows]
     frames, padded = _frames(rows, encoding)
     index = _index_arrays(windows, frames)
-    texts = {"encoding": encoding.model_dump_json(), "summary": json.dumps(summary, sort_keys=True)}
+    texts = {"encoding": encoding.model_dump_json(), "summary": json.dumps(summary, sort_keys=True, allow_nan=False)}
+    assert max(map(len, texts.values())) <= MAX_ATTRIBUTE_BYTES, "a summary is a few numbers"
     with h5py.File("shard", "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
         file.attrs["format"] = np.bytes_(FORMAT)
         file.attrs["version"] = np.uint32(VERSION)
@@ -91,9 +105,16 @@ def shard_bytes(windows: Sequence[CachedWindow], encoding: Encoding, summary: di
     return image
 
 
+def _require_size(what: str, got: int, most: int, do: str) -> None:
+    if got > most:
+        raise UsageError(what, expected=f"at most {most}", got=str(got), do=do)
+
+
 def _frames(rows: Sequence[Codes], encoding: Encoding) -> tuple[dict[str, list[bytes]], dict[str, int]]:
     compressor = new_compressor()
     padded = {spec.name: max(len(row[spec.name]) for row in rows) for spec in fields(encoding)}
+    longest = max(padded[spec.name] * spec.dtype.itemsize for spec in fields(encoding))
+    _require_size("bytes of one field of a window", longest, MAX_CHUNK_BYTES, "set a smaller max_length or k")
     return {name: [compress(row[name], count, compressor) for row in rows] for name, count in padded.items()}, padded
 
 
@@ -112,7 +133,7 @@ def _index_arrays(windows: Sequence[CachedWindow], frames: dict[str, list[bytes]
 
 
 def _cut(name: str) -> bytes:
-    return name.encode()[:DOCUMENT_BYTES].decode(errors="ignore").encode()
+    return name.encode(errors="replace")[:MAX_DOCUMENT_BYTES].decode(errors="ignore").encode()
 
 
 def window_checksum(frames: Sequence[bytes]) -> int:
@@ -159,33 +180,52 @@ def read_index(path: Path, encoding: Encoding | None = None) -> ShardIndex:
         texts = {name: read_text_attribute(file, name, path) for name in ("encoding", "summary")}
         own = _own_encoding(texts["encoding"], path)
         if encoding is not None and own != encoding:
-            raise RunError(f"shard {path.name}", expected="the manifest's encoding", got="another one")
+            raise _unfit(path, "the manifest's encoding", "another one")
         index = {name: file[name][...] for name in (*INDEX_TYPES, "document")}
         if _index_digest(index, texts) != read_text_attribute(file, "index_sha256", path):
-            raise RunError(f"shard {path.name}", expected="an index that fits its checksum", got="a damaged one")
+            raise _unfit(path, "an index that fits its checksum", "a damaged one")
+        if any(file[spec.name].dtype != spec.dtype for spec in fields(own)):
+            raise _unfit(path, "the types its encoding asks for", "others")
         tables = {spec.name: chunk_table(file[spec.name], path) for spec in fields(own)}
         padded = {spec.name: int(file[spec.name].shape[1]) for spec in fields(own)}
     _check_counts(index, padded, own, path)
     offset, size = ({name: table[part] for name, table in tables.items()} for part in (0, 1))
-    return ShardIndex(path, own, json.loads(texts["summary"]), **index, padded=padded, offset=offset, size=size)
+    summary = _summary(texts["summary"], path)
+    return ShardIndex(path, own, summary, **index, padded=padded, offset=offset, size=size)
+
+
+def _unfit(path: Path, expected: str, got: str) -> RunError:
+    return RunError(f"shard {path.name}", expected=expected, got=got, do="get the shard again")
 
 
 def _own_encoding(text: str, path: Path) -> Encoding:
     try:
         return Encoding.model_validate_json(text)
     except ValueError as error:
-        raise RunError(f"shard {path.name}", expected="a valid encoding attribute", got=str(error)) from None
+        raise _unfit(path, "a valid encoding attribute", str(error)) from None
+
+
+def _summary(text: str, path: Path) -> dict[str, Any]:
+    try:
+        summary = json.loads(text)
+    except (ValueError, RecursionError):
+        summary = None
+    if not isinstance(summary, dict):
+        raise _unfit(path, "a summary in JSON", "something else")
+    return summary
 
 
 def _check_counts(index: dict[str, NDArray[Any]], padded: dict[str, int], encoding: Encoding, path: Path) -> None:
     positions = index["token_count"].astype(np.int64) - 1
     entries = index["entry_count"].astype(np.int64)
+    widest = min(encoding.k, encoding.vocab_size)
     wrong = positions.min() < 1 or bool((index["prompt_tokens"] > index["token_count"]).any())
+    wrong |= bool(((entries < positions) | (entries > positions * widest)).any())
     for spec in fields(encoding):
         longest = spec.per_window + spec.per_position * positions + spec.per_entry * entries
         wrong |= int(longest.max()) != padded[spec.name]
     if wrong:
-        raise RunError(f"shard {path.name}", expected="window lengths that fit its arrays", got="others")
+        raise _unfit(path, "window lengths that fit its arrays", "others")
 
 
 assert hdf5plugin.Zstd().filter_id == ZSTD_FILTER

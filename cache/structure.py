@@ -2,7 +2,8 @@
 
 Opening somebody's HDF5 file is dangerous: external storage and links read other files, virtual datasets too, absurd
 shapes allocate, vlen and object types execute code paths nobody audits. So: exactly the expected names, hard links only,
-fixed types, the expected filters, sizes that the file can really hold. Not for the meaning of the numbers.
+fixed types, the expected filters, sizes that the file can really hold; and storage is looked at before a shape is asked
+for, since asking a virtual dataset for its shape already opens its sources. Not for the meaning of the numbers.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from numpy.typing import NDArray
 from shared.errors import RunError
 
 ZSTD_FILTER = 32015  # registered HDF5 filter id
-MAX_WINDOWS = 1 << 24
-MAX_CHUNK_BYTES = 1 << 28
-MAX_ATTRIBUTE_BYTES = 1 << 16
+MAX_WINDOWS = 1 << 20  # in a shard; with MAX_DOCUMENT_BYTES this bounds the index at 300 MB
+MAX_CHUNK_BYTES = 1 << 25  # one window's field, decoded: 131,072 positions of 64 ids, 4 bytes each
+MAX_DOCUMENT_BYTES = 256
+MAX_ATTRIBUTE_BYTES = 1 << 15
 
 INDEX_NAMES = {
     "window_id": "uint64",
@@ -39,87 +41,105 @@ FIELD_NAMES = {
     "tail": ("uint16",),
     "gold": ("uint16",),
 }
+DATASETS = INDEX_NAMES.keys() | FIELD_NAMES.keys()
 ATTRIBUTES = {"format", "version", "encoding", "summary", "index_sha256"}
 FORMAT, VERSION = "codestill-shard", 1
+
+DAMAGE = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError)
+"""What h5py raises on a damaged or hostile file, depending on which byte is wrong (a test flips every one)."""
 
 
 def _refuse(path: Path, expected: str, got: str) -> RunError:
     return RunError(f"shard {path.name}", expected=expected, got=got, do="do not use this file; get the shard again")
 
 
+def require_plain_file(path: Path) -> None:
+    """A link could lead outside the cache, and a pipe would never end.
+
+    Raises:
+        RunError: `path` is not a file of its own.
+    """
+    if path.is_symlink() or not path.is_file():
+        raise _refuse(path, "a plain file", "none" if not path.exists() else "a link or a special file")
+
+
 @contextmanager
 def open_checked(path: Path) -> Iterator[h5py.File]:
     """Open a shard read-only without file locking (locks fail on network disks) after checking its whole structure.
 
+    What h5py raises while the body reads becomes a RunError too.
     Raises:
-        RunError: not an HDF5 file, another format or version, or anything in it that a shard never has.
+        RunError: not an HDF5 file, another format or version, damaged, or anything in it that a shard never has.
     """
+    require_plain_file(path)
     try:
-        file = h5py.File(path, "r", locking=False)
-    except OSError as error:
-        raise _refuse(path, "an HDF5 file", str(error)) from None
-    with file:
-        try:
-            _check_root(file, path)
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # what h5py raises on damage
-            raise _refuse(path, "a readable HDF5 structure", str(error)) from None
-        yield file
+        with h5py.File(path, "r", locking=False) as file:
+            _check_attributes(file, path)
+            _check_names(file, path)
+            _check_datasets(file, path)
+            yield file
+    except DAMAGE as error:
+        raise _refuse(path, "a readable HDF5 structure", str(error) or type(error).__name__) from None
 
 
-def _check_root(file: h5py.File, path: Path) -> None:
-    if set(file.attrs) != ATTRIBUTES:
-        raise _refuse(path, "the attributes " + ", ".join(sorted(ATTRIBUTES)), ", ".join(sorted(file.attrs)) or "none")
+def _check_attributes(file: h5py.File, path: Path) -> None:
+    if len(file.attrs) != len(ATTRIBUTES) or set(file.attrs) != ATTRIBUTES:
+        raise _refuse(path, "the attributes " + ", ".join(sorted(ATTRIBUTES)), f"{len(file.attrs)} others")
     if read_text_attribute(file, "format", path) != FORMAT:
         raise _refuse(path, f"format {FORMAT}", "another format")
     version = file.attrs.get_id("version")
     if version.dtype != np.dtype("<u4") or version.shape != () or int(file.attrs["version"]) != VERSION:
         raise _refuse(path, f"version {VERSION}", "another version (made by another release)")
-    names = set(file)
-    if names != set(INDEX_NAMES) | set(FIELD_NAMES):
-        odd = names ^ (set(INDEX_NAMES) | set(FIELD_NAMES))
-        raise _refuse(path, "exactly the datasets of the format", f"a difference in {', '.join(sorted(odd))[:200]}")
-    for name in sorted(names):
+
+
+def _check_names(file: h5py.File, path: Path) -> None:
+    """Exactly our datasets, each a hard link to a dataset whose bytes lie in this file."""
+    if len(file) != len(DATASETS) or set(file) != DATASETS:
+        raise _refuse(path, "exactly the datasets of the format", f"{len(file)} objects of other names")
+    for name in sorted(DATASETS):
         link = file.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink):
             raise _refuse(path, f"'{name}' inside the file", f"a {type(link).__name__}")
         if file.get(name, getclass=True) is not h5py.Dataset:
             raise _refuse(path, f"'{name}' to be a dataset", "another object")
-    windows = file["window_id"].shape
-    if len(windows) != 1 or not 1 <= windows[0] <= MAX_WINDOWS:
-        raise _refuse(path, f"1 to {MAX_WINDOWS} windows", f"shape {windows}")
-    for name, kind in INDEX_NAMES.items():
-        _check_index(file[name], kind, windows[0], path)
-    for name, kinds in FIELD_NAMES.items():
-        _check_field(file[name], kinds, windows[0], path)
+    for name in sorted(DATASETS):
+        _check_storage(file[name], path)
 
 
 def _check_storage(dataset: h5py.Dataset, path: Path) -> None:
     plist = dataset.id.get_create_plist()
-    if plist.get_layout() == h5py.h5d.VIRTUAL or dataset.is_virtual:
-        raise _refuse(path, f"'{dataset.name}' stored here", "a virtual dataset")
+    if plist.get_layout() not in (h5py.h5d.CONTIGUOUS, h5py.h5d.CHUNKED):
+        raise _refuse(path, f"'{dataset.name}' stored here", "a virtual or compact dataset")
     if plist.get_external_count():
         raise _refuse(path, f"'{dataset.name}' stored here", "external storage")
     if len(dataset.attrs):
         raise _refuse(path, f"'{dataset.name}' without attributes", f"{len(dataset.attrs)}")
 
 
+def _check_datasets(file: h5py.File, path: Path) -> None:
+    shape = file["window_id"].shape
+    if len(shape) != 1 or not 1 <= shape[0] <= MAX_WINDOWS:
+        raise _refuse(path, f"1 to {MAX_WINDOWS} windows", f"shape {shape}")
+    for name, kind in INDEX_NAMES.items():
+        _check_index(file[name], kind, shape[0], path)
+    for name, kinds in FIELD_NAMES.items():
+        _check_field(file[name], kinds, shape[0], path)
+
+
 def _check_index(dataset: h5py.Dataset, kind: str, windows: int, path: Path) -> None:
-    _check_storage(dataset, path)
     dtype = dataset.dtype
-    right = (
-        dtype.kind == "S" and 1 <= dtype.itemsize <= 256 if kind == "S" else dtype == np.dtype(kind).newbyteorder("<")
-    )
-    if not right or dtype.hasobject:
+    texts = kind == "S" and dtype.kind == "S" and 1 <= dtype.itemsize <= MAX_DOCUMENT_BYTES
+    if not texts and (kind == "S" or dtype != np.dtype(kind).newbyteorder("<")):
         raise _refuse(path, f"'{dataset.name}' of type {kind}", str(dtype))
     plist = dataset.id.get_create_plist()
     if dataset.shape != (windows,) or plist.get_layout() != h5py.h5d.CONTIGUOUS or plist.get_nfilters():
         raise _refuse(path, f"'{dataset.name}' contiguous, {windows} long", f"shape {dataset.shape}")
-    if dataset.id.get_storage_size() != windows * dtype.itemsize:
-        raise _refuse(path, f"'{dataset.name}' fully stored", f"{dataset.id.get_storage_size()} bytes")
+    start, stored = dataset.id.get_offset(), dataset.id.get_storage_size()
+    if start is None or stored != windows * dtype.itemsize or start + stored > path.stat().st_size:
+        raise _refuse(path, f"'{dataset.name}' wholly in the file", f"{stored} bytes stored at {start}")
 
 
 def _check_field(dataset: h5py.Dataset, kinds: tuple[str, ...], windows: int, path: Path) -> None:
-    _check_storage(dataset, path)
     if dataset.dtype not in [np.dtype(kind).newbyteorder("<") for kind in kinds]:
         raise _refuse(path, f"'{dataset.name}' of type {' or '.join(kinds)}", str(dataset.dtype))
     shape = dataset.shape
@@ -134,10 +154,10 @@ def _check_field(dataset: h5py.Dataset, kinds: tuple[str, ...], windows: int, pa
 
 
 def read_text_attribute(file: h5py.File, name: str, path: Path) -> str:
-    """A fixed-length UTF-8 attribute of the root, at most 64 KiB.
+    """A fixed-length UTF-8 attribute of the root, at most MAX_ATTRIBUTE_BYTES.
 
     Raises:
-        RunError: absent, of another type, too long, or not UTF-8.
+        RunError: of another type, too long, or not UTF-8.
     """
     attribute = file.attrs.get_id(name)
     if attribute.dtype.kind != "S" or attribute.shape != () or attribute.dtype.itemsize > MAX_ATTRIBUTE_BYTES:
@@ -152,9 +172,10 @@ def chunk_table(dataset: h5py.Dataset, path: Path) -> tuple[NDArray[np.int64], N
     """Byte offset and size in the file of every window's frame, int64 [W] each.
 
     Raises:
-        RunError: a chunk is missing, lies outside the file, or skipped a filter.
+        RunError: a chunk is missing, lies outside the file, skipped a filter, or is longer than its content explains.
     """
-    windows = dataset.shape[0]
+    windows, end = dataset.shape[0], path.stat().st_size
+    longest = dataset.shape[1] * dataset.dtype.itemsize * 257 // 256 + 128  # zstd's bound for what does not compress
     offset, size = np.full(windows, -1, np.int64), np.zeros(windows, np.int64)
     skipped: list[int] = []
 
@@ -165,6 +186,7 @@ def chunk_table(dataset: h5py.Dataset, path: Path) -> tuple[NDArray[np.int64], N
             skipped.append(row)
 
     dataset.id.chunk_iter(note)
-    if skipped or (offset < 0).any() or (size <= 0).any() or (offset + size).max() > path.stat().st_size:
+    inside = (offset >= 0) & (size > 0) & (size <= longest) & (offset <= end - size)
+    if skipped or not inside.all():
         raise _refuse(path, f"every chunk of '{dataset.name}' whole and inside the file", "missing or misplaced chunks")
     return offset, size

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
+from cache.inspect import printable
 from cache.manifest import MANIFEST, TOKENIZER_FOLDER, Manifest, read_manifest
 from cache.reader import ShardReader
 from cache.record import CachedWindow
@@ -71,22 +72,36 @@ def _expected(manifest: Manifest) -> list[tuple[str, int, str]]:
 
 def _files(directory: Path, manifest: Manifest) -> Iterator[Problem]:
     expected = {name: size for name, size, _ in _expected(manifest)}
+    present = {path.relative_to(directory).as_posix(): path for path in _walk(directory)}
     for name, size in expected.items():
-        path = directory / name
-        if path.is_symlink() or not path.is_file():
-            yield Problem(name, "missing", "no such file" if not path.exists() else "not a plain file")
+        path = present.get(name)
+        if path is None:
+            yield Problem(name, "missing", "no such file")
+        elif path.is_symlink() or not path.is_file():
+            yield Problem(name, "missing", "not a plain file")
         elif path.stat().st_size != size:
             yield Problem(name, "size", f"expected {size} bytes, got {path.stat().st_size}")
-    for path in sorted(directory.rglob("*")):
-        name = path.relative_to(directory).as_posix()
-        if path.is_file() and name != MANIFEST and name not in expected:
-            yield Problem(name, "unknown", "a file the manifest does not name")
+    for name in sorted(present.keys() - expected.keys() - {MANIFEST}):
+        yield Problem(printable(name), "unknown", "a file the manifest does not name")
+
+
+def _walk(directory: Path) -> Iterator[Path]:
+    """Everything below but plain folders; links are named, never followed."""
+    for path in sorted(directory.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            yield from _walk(path)
+        else:
+            yield path
 
 
 def _hashes(directory: Path, manifest: Manifest, bad: set[str], progress: bool) -> Iterator[Problem]:
     files = [row for row in _expected(manifest) if row[0] not in bad]
     for name, _, sha256 in tqdm(files, desc="hash", unit="file", disable=not progress):
-        got = sha256_file(directory / name)
+        try:
+            got = sha256_file(directory / name)
+        except OSError as error:  # a dying disk
+            yield Problem(name, "unreadable", str(error.strerror))
+            continue
         if got != sha256:
             yield Problem(name, "hash", f"expected sha256 {sha256[:12]}..., got {got[:12]}...")
 
@@ -98,8 +113,12 @@ def _contents(path: Path, manifest: Manifest) -> Iterator[Problem]:
         yield Problem(path.name, "structure", str(error))
         return
     entry = next(shard for shard in manifest.shards if shard.name == path.name)
-    tokens, entries = int(reader.index.token_count.sum()), int(reader.index.entry_count.sum())
-    if (len(reader.index), tokens, entries) != (entry.windows, entry.tokens, entry.entries):
+    windows, tokens, entries = (
+        len(reader.index),
+        int(reader.index.token_count.sum()),
+        int(reader.index.entry_count.sum()),
+    )
+    if (windows, tokens, tokens - windows, entries) != (entry.windows, entry.tokens, entry.positions, entry.entries):
         yield Problem(path.name, "counts", f"manifest says {entry.windows} windows, {entry.tokens} tokens")
     for number in range(len(reader.index)):
         try:

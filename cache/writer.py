@@ -8,14 +8,15 @@ Not for what goes into a window: stage 1 decides that.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cache.lock import only_one, touch
+from cache.lock import Lock, only_one
 from cache.manifest import (
     MANIFEST,
     TOKENIZER_FOLDER,
@@ -29,23 +30,40 @@ from cache.manifest import (
 )
 from cache.record import CachedWindow
 from cache.shard import ShardIndex, read_index, shard_bytes
+from cache.structure import require_plain_file
 from shared.errors import RunError, UsageError
 from shared.files import atomic_write, require_fresh_directory, sha256_file, sync_directory
 
 PROGRESS_FOLDER = ".capture"
 PLAN, LOCK = "plan.json", "lock"
-SHARD_NAME = re.compile(r"^([0-9]{5})-([0-9a-f]{12})\.h5$")
+SHARD_NAME = re.compile(r"([0-9]{5})-([0-9a-f]{12})\.h5")
+HALF_WRITTEN = re.compile(r"\.([0-9]{5}-[0-9a-f]{12}\.h5|manifest\.json)\..+\.tmp")
+MAX_SHARDS = 100_000  # five digits in a shard's name
 
 
 class CacheWriter:
     """The open end of a cache that is being captured. Made by `writing`."""
 
-    def __init__(self, directory: Path, identity: Identity) -> None:
-        self.directory, self.identity = directory, identity
+    def __init__(self, directory: Path, identity: Identity, lock: Lock) -> None:
+        self.directory, self.identity, self._lock = directory, identity, lock
         self.sealed: dict[int, Path] = {}
+        self._hashes: dict[int, str] = {}
         for path in sorted(directory.iterdir()):
-            if match := SHARD_NAME.match(path.name):
-                self.sealed[int(match[1])] = _whole(path, match[2])
+            if match := SHARD_NAME.fullmatch(path.name):
+                self._take_over(int(match[1]), path, match[2])
+
+    def _take_over(self, number: int, path: Path, start_of_hash: str) -> None:
+        """Accept a shard that an interrupted run sealed, if it is still what its name says."""
+        require_plain_file(path)
+        self._hashes[number] = sha256_file(path)
+        if not self._hashes[number].startswith(start_of_hash):
+            raise RunError(
+                f"shard {path.name}", expected="the hash in its name", got="another", do="delete it and run again"
+            )
+        if number in self.sealed:
+            other = self.sealed[number].name
+            raise RunError(f"shard {path.name}", expected="one shard of its number", got=other, do="delete one of them")
+        self.sealed[number] = path
 
     def index(self, number: int) -> ShardIndex:
         """The index of an already sealed shard."""
@@ -60,12 +78,18 @@ class CacheWriter:
             summary: what `finish` needs of them (JSON values).
         Raises:
             OSError: the disk is full; nothing is left of this shard.
+            RunError: a record is not one (see encode_window), or another capture took over.
+            UsageError: too many shards, or windows too long.
         """
+        if number >= MAX_SHARDS:
+            do = "set a larger windows_per_shard"
+            raise UsageError("shards of one cache", expected=f"at most {MAX_SHARDS}", got=f"{number + 1}", do=do)
         raw = shard_bytes(windows, self.identity.encoding, summary)
-        path = self.directory / f"{number:05d}-{hashlib.sha256(raw).hexdigest()[:12]}.h5"
+        sha256 = hashlib.sha256(raw).hexdigest()
+        path = self.directory / f"{number:05d}-{sha256[:12]}.h5"
+        self._lock.require()
         atomic_write(path, raw)
-        self.sealed[number] = path
-        touch(self.directory / PROGRESS_FOLDER / LOCK)
+        self.sealed[number], self._hashes[number] = path, sha256
 
     def finish(self, tokenizer: Path, **report: Any) -> Manifest:
         """Move the tokenizer in, write the manifest, and remove the traces of the work.
@@ -73,36 +97,54 @@ class CacheWriter:
         Args:
             tokenizer: a folder inside DIR/.capture with the teacher's tokenizer files.
             report: the manifest's counts, fidelity, teacher_loss and made_with.
+        Raises:
+            RunError: the sealed shards are not the corpus that was counted, or another capture took over.
         """
+        self._lock.require()
+        shards = tuple(_entry(self.index(number), self._hashes[number]) for number in sorted(self.sealed))
+        self._require_all(sum(shard.windows for shard in shards), report["counts"].get("windows"))
         final = self.directory / TOKENIZER_FOLDER
         shutil.rmtree(final, ignore_errors=True)
+        _keep_plain_files(tokenizer)
         tokenizer.rename(final)
         sync_directory(self.directory)
-        shards = tuple(_entry(self.index(number)) for number in sorted(self.sealed))
         files = tuple(_file_entry(path) for path in sorted(final.iterdir()))
         manifest = Manifest(identity=self.identity, shards=shards, tokenizer_files=files, **report)
         atomic_write(self.directory / MANIFEST, manifest_text(manifest))
         return manifest
 
+    def _require_all(self, windows: int, counted: int | None) -> None:
+        """A shard of an earlier, longer corpus, or one that somebody deleted, must not go unseen."""
+        if sorted(self.sealed) != list(range(len(self.sealed))) or counted not in (None, windows):
+            raise RunError(
+                f"cache directory {self.directory}",
+                expected=f"shards 0 to {len(self.sealed) - 1} with the corpus's {counted} windows",
+                got=f"shards {', '.join(map(str, sorted(self.sealed)[:8]))} with {windows}",
+                do="capture into a new directory",
+            )
 
-def _whole(path: Path, start_of_hash: str) -> Path:
-    if not sha256_file(path).startswith(start_of_hash):
-        raise RunError(
-            f"shard {path.name}", expected="the hash in its name", got="another", do="delete it and run again"
-        )
-    return path
 
-
-def _entry(index: ShardIndex) -> ShardEntry:
+def _entry(index: ShardIndex, sha256: str) -> ShardEntry:
     return ShardEntry(
         name=index.path.name,
         bytes=index.path.stat().st_size,
-        sha256=sha256_file(index.path),
+        sha256=sha256,
         windows=len(index),
         tokens=int(index.token_count.sum()),
         positions=int(index.token_count.sum()) - len(index),
         entries=int(index.entry_count.sum()),
     )
+
+
+def _keep_plain_files(folder: Path) -> None:
+    """On the disk before the manifest names them; folders (more chat templates) go, since no stage reads them."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_directory(folder)
 
 
 def _file_entry(path: Path) -> FileEntry:
@@ -131,23 +173,43 @@ def writing(directory: Path, identity: Identity) -> Iterator[CacheWriter]:
         UsageError: the directory holds something else, another capture's shards, or a capture at work.
         RunError: a sealed shard is damaged.
     """
-    present = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    ours = [name for name in present if SHARD_NAME.match(name)]
-    require_fresh_directory(directory, allowed=[*ours, PROGRESS_FOLDER, TOKENIZER_FOLDER], what="cache directory")
+    _require_ours(directory)
     progress = directory / PROGRESS_FOLDER
-    progress.mkdir(exist_ok=True)
-    with only_one(progress / LOCK):
-        _keep_plan(directory, identity, bool(ours))
-        for path in directory.glob("*.tmp"):
-            path.unlink()  # a shard that a crash left half-written
-        yield CacheWriter(directory, identity)
-    if (directory / MANIFEST).is_file():
-        shutil.rmtree(progress)
+    with only_one(progress / LOCK) as lock:
+        _require_ours(directory)  # again: whoever held the lock a moment ago may have finished
+        _keep_plan(directory, identity)
+        for path in directory.iterdir():
+            if HALF_WRITTEN.fullmatch(path.name):
+                path.unlink()  # what a crash left half-written
+        yield CacheWriter(directory, identity, lock)
+        if (directory / MANIFEST).is_file():
+            _tidy(progress)
+    with suppress(OSError):  # somebody waits for the lock in it, or the capture has not finished
+        progress.rmdir()
 
 
-def _keep_plan(directory: Path, identity: Identity, begun: bool) -> None:
+def _require_ours(directory: Path) -> None:
+    allowed = [PROGRESS_FOLDER, TOKENIZER_FOLDER, *_shards(directory)]
+    require_fresh_directory(directory, allowed=allowed, what="cache directory")
+
+
+def _shards(directory: Path) -> list[str]:
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    return [name for name in names if SHARD_NAME.fullmatch(name)]
+
+
+def _tidy(progress: Path) -> None:
+    """Everything in the work folder but the lock, which its holder takes away."""
+    for path in progress.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+def _keep_plan(directory: Path, identity: Identity) -> None:
     plan = directory / PROGRESS_FOLDER / PLAN
-    if not begun:  # nothing is sealed yet, so a plan that failed may still be changed
+    if not _shards(directory):  # nothing is sealed yet, so a plan that failed may still be changed
         atomic_write(plan, canonical(identity.model_dump(mode="json")))
     elif not plan.is_file():
         what = f"cache directory {directory}"
@@ -157,7 +219,11 @@ def _keep_plan(directory: Path, identity: Identity, begun: bool) -> None:
 
 
 def _read_plan(plan: Path) -> Any:
-    return Identity.model_validate_json(plan.read_bytes()).model_dump(mode="json")
+    try:
+        return Identity.model_validate_json(plan.read_bytes()).model_dump(mode="json")
+    except ValueError:
+        got, do = "a damaged one, or one of another release", "capture into a new directory"
+        raise RunError(str(plan), expected="the plan of an interrupted capture", got=got, do=do) from None
 
 
 def _require_same_plan(directory: Path, there: Any, identity: Identity) -> None:

@@ -62,6 +62,7 @@ def draw_curves(curves: Sequence[Curves]) -> bytes:
 
     figure = Figure(figsize=INCHES, dpi=DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(h_pad=0.1, w_pad=0.08)  # inches between panels
     grid = figure.subplots(len(SPLITS), len(LOSSES), sharex=True)
     for axes_row, split in zip(grid, SPLITS, strict=True):
         for axes, (key, title) in zip(axes_row, LOSSES.items(), strict=True):

@@ -50,7 +50,7 @@ class Folder:
         """
         require_fresh_directory(config.out, allowed=NAMES, what="eval.out")
         self.path = config.out
-        self.record: dict[str, Any] = {"format": 1, "settings": _settings(config), "tasks": {}, "models": {}}
+        self.record: dict[str, Any] = {"format": 1, "settings": _settings(config), "tasks": {}, "models": {}, "prompts": {}}
         if (self.path / RECORD).is_file():
             self.record = _read_record(self.path / RECORD)
             self._require_same("", self.record["settings"], _settings(config))

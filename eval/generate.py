@@ -55,6 +55,21 @@ def prompt_tokens(loaded: LoadedModel, task: Task, preset: Preset) -> tuple[int,
     return tuple(ids_n.tolist()[:-1])
 
 
+def split_prompts(loaded: LoadedModel, tasks: Sequence[Task], preset: Preset) -> int:
+    """Prompts that end inside a token of the text that prompt and canonical solution make: the trap of eval/prompts.py.
+
+    Such a prompt asks the model to go on from a place where training never put it.
+    """
+    count = 0
+    for task in tasks:
+        whole = task.prompt + task.reference
+        start = whole.index(preset.render(task))
+        ids_n, _ = encode_document(loaded.tokenizer, whole[start:], 0)
+        prompt_ids = prompt_tokens(loaded, task, preset)
+        count += tuple(ids_n[: len(prompt_ids)].tolist()) != prompt_ids
+    return count
+
+
 def plan(loaded: LoadedModel, tasks: Sequence[Task], preset: Preset, config: EvalConfig) -> list[list[Request]]:
     """Batches of requests, shortest prompts first; all requests of a batch may have the same number of new tokens.
 

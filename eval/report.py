@@ -53,6 +53,7 @@ class TaskScores:
     incomplete_tasks: int
     cut_by_length: int
     no_room: int
+    split_prompts: int  # prompts that end inside a token (eval/prompts.py)
     per_task: dict[str, tuple[int, int]]
 
 
@@ -82,17 +83,11 @@ def build_report(
     config: EvalConfig, folder: Folder, task_sets: Mapping[str, Sequence[Task]], provenance: dict[str, Any]
 ) -> Report:
     """Join completions, verdicts, losses and latencies of the configured models and task sets."""
-    passed = {row_key(row): row for row in folder.rows(VERDICTS)}
-    samples: dict[tuple[str, str], list[Row]] = {}
-    for row in folder.rows(COMPLETIONS):
-        samples.setdefault((row["model"], row["task_set"]), []).append(row)
+    results = _Results(config, folder)
     tables = []
     for spec in config.tasks:
         tasks = task_sets[spec.title]
-        scores = [
-            _score_model(model, tasks, samples.get((model.name, spec.title), []), passed, config)
-            for model in config.models
-        ]
+        scores = [results.scores(model, spec, tasks) for model in config.models]
         tables.append(TaskTable(spec.title, describe_protocol(spec, config), len(tasks), scores))
     models = _model_facts(config, folder)
     return Report(models, tables, list(config.k), _notes(tables, models, config), provenance)
@@ -107,25 +102,34 @@ def describe_protocol(spec: TaskSpec, config: EvalConfig) -> str:
     return f"prompt preset {preset}; {how}; at most {config.max_new_tokens} new tokens; {config.dtype}"
 
 
-def _score_model(
-    model: ModelSpec, tasks: Sequence[Task], rows: Sequence[Row], verdicts: Mapping[Any, Row], config: EvalConfig
-) -> TaskScores:
-    judged = [verdict for row in rows if (verdict := verdicts.get(row_key(row))) is not None]
-    known = {task.task_id for task in tasks}
-    samples = Counter(row["task_id"] for row in judged if row["task_id"] in known)
-    passed = Counter(row["task_id"] for row in judged if row["task_id"] in known and row["passed"])
-    finish = Counter(row["finish"] for row in rows)
-    return TaskScores(
-        model=model.name,
-        pass_at={str(k): _pass_at(samples, passed, k) for k in config.k},
-        bleu=_bleu(tasks, rows),
-        samples=sum(samples.values()),
-        verdicts=dict(sorted(Counter(str(row["verdict"]) for row in judged).items())),
-        incomplete_tasks=sum(samples[task.task_id] < config.samples_per_task for task in tasks),
-        cut_by_length=finish["length"],
-        no_room=finish["no room"],
-        per_task={task.task_id: (samples[task.task_id], passed[task.task_id]) for task in tasks},
-    )
+class _Results:
+    """The folder's completions and verdicts, ready to be asked for one model on one task set."""
+
+    def __init__(self, config: EvalConfig, folder: Folder) -> None:
+        self.config, self.prompts = config, folder.record["prompts"]
+        self.verdicts = {row_key(row): row for row in folder.rows(VERDICTS)}
+        self.samples: dict[tuple[str, str], list[Row]] = {}
+        for row in folder.rows(COMPLETIONS):
+            self.samples.setdefault((row["model"], row["task_set"]), []).append(row)
+
+    def scores(self, model: ModelSpec, spec: TaskSpec, tasks: Sequence[Task]) -> TaskScores:
+        rows = self.samples.get((model.name, spec.title), [])
+        judged = [verdict for row in rows if (verdict := self.verdicts.get(row_key(row))) is not None]
+        samples = Counter(row["task_id"] for row in judged)
+        passed = Counter(row["task_id"] for row in judged if row["passed"])
+        finish = Counter(row["finish"] for row in rows)
+        return TaskScores(
+            model=model.name,
+            pass_at={str(k): _pass_at(samples, passed, k) for k in self.config.k},
+            bleu=_bleu(tasks, rows),
+            samples=len(judged),
+            verdicts=dict(sorted(Counter(str(row["verdict"]) for row in judged).items())),
+            incomplete_tasks=sum(samples[task.task_id] < self.config.samples_per_task for task in tasks),
+            cut_by_length=finish["length"],
+            no_room=finish["no room"],
+            split_prompts=self.prompts.get(f"{spec.title}/{model.name}", {}).get("split_prompts", 0),
+            per_task={task.task_id: (samples[task.task_id], passed[task.task_id]) for task in tasks},
+        )
 
 
 def _pass_at(samples: Mapping[str, int], passed: Mapping[str, int], k: int) -> Score | None:
@@ -180,6 +184,9 @@ def _notes(tables: Sequence[TaskTable], models: Sequence[ModelFacts], config: Ev
             if scores.incomplete_tasks:
                 share = f"{scores.incomplete_tasks} of {table.tasks} tasks lack samples or verdicts"
                 notes.append(f"{where}: incomplete, {share}; scores cover the others and do not compare")
+            if scores.split_prompts:
+                share = f"{scores.split_prompts} of {table.tasks} prompts end inside a token of the canonical text"
+                notes.append(f"{where}: {share}; a preset that strips them may score far higher")
             if scores.no_room:
                 notes.append(f"{where}: {scores.no_room} prompts fill the model's positions and count as empty answers")
             if scores.cut_by_length:

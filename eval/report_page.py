@@ -11,7 +11,7 @@ from html import escape
 
 from eval.pass_at_k import Score
 from eval.report import Report, TaskTable
-from eval.report_text import TITLE, headers, provenance_lines, table_cells, verdict_text
+from eval.report_text import CURVES_NOTE, TITLE, headers, provenance_lines, table_cells, verdict_text
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -25,9 +25,11 @@ body { margin: 0 auto; max-width: 76rem; padding: 2.2rem 1.6rem 4rem; background
 h1 { font-size: 1.7rem; margin: 0 0 .2rem; letter-spacing: -.01em; }
 h2 { font-size: 1.15rem; margin: 2.4rem 0 .3rem; }
 p, ul { margin: .3rem 0 .8rem; color: var(--soft); }
+.small { font-size: .85rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .5rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th, td { padding: .5rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
+  vertical-align: top; }
 th { font-weight: 600; font-size: .82rem; color: var(--soft); white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; font-weight: 600; }
 tbody tr:hover { background: var(--tint); }
@@ -72,13 +74,13 @@ def _table_section(report: Report, table: TaskTable) -> str:
         _row(cells, kinds[cells[0]], scores.pass_at[str(report.k[0])])
         for cells, scores in zip(table_cells(report, table), table.scores, strict=True)
     ]
-    verdicts = "".join(f"<li>{escape(one.model)}: {escape(verdict_text(one))}</li>" for one in table.scores)
+    verdicts = "<br>".join(f"{escape(one.model)}: {escape(verdict_text(one))}" for one in table.scores)
     return (
         f"<h2>{escape(table.title)} ({table.tasks} tasks)</h2>\n<p>{escape(table.protocol)}</p>\n"
         f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>'
         + "\n".join(rows)
         + "</tbody></table></div>\n"
-        f"<p>Verdicts</p><ul>{verdicts}</ul>"
+        f'<p class="small">{verdicts}</p>'
     )
 
 
@@ -94,4 +96,4 @@ def _row(cells: Sequence[str], kind: str, first: Score | None) -> str:
 def _curves_section(report: Report, png: bytes) -> str:
     source = "data:image/png;base64," + base64.b64encode(png).decode()
     label = escape("Training and validation losses of " + ", ".join(report.curves))
-    return f'<h2>Training curves</h2>\n<p>{label}.</p>\n<img alt="{label}" src="{source}">'
+    return f'<h2>Training curves</h2>\n<p>{label}. {escape(CURVES_NOTE)}</p>\n<img alt="{label}" src="{source}">'

@@ -12,6 +12,10 @@ from eval.report import ModelFacts, Report, TaskScores, TaskTable
 
 DASH = "–"  # noqa: RUF001  # the dash of a table's empty cell
 TITLE = "Evaluation"
+CURVES_NOTE = (
+    "Only cross-entropy compares between students: the total mixes both losses by each student's own weights, and the "
+    "distillation loss depends on its temperature."
+)
 
 
 def headers(report: Report) -> list[str]:
@@ -101,7 +105,7 @@ def render_markdown(report: Report) -> str:
     """The whole report as Markdown (GitHub's tables)."""
     parts = [f"# {TITLE}", render_tables(report)]
     if report.curves:
-        parts += ["## Training curves", f"![Losses of {_escape(', '.join(report.curves))}](curves.png)"]
+        parts += ["## Training curves", CURVES_NOTE, f"![Losses of {_escape(', '.join(report.curves))}](curves.png)"]
     facts = [[name, value] for name, value in provenance_lines(report)]
     parts += ["## Provenance", _markdown_table(["what", "value"], facts)]
     return "\n\n".join(parts) + "\n"

@@ -13,8 +13,8 @@ import signal
 import socket
 from typing import Any, NoReturn
 
-from eval.sandbox_confine import Confinement, limit
-from eval.sandbox_tester import run_tests
+from eval.sandbox_confine import Confinement, end_with_parent, limit
+from eval.sandbox_tester import TestText, run_tests
 from eval.sandbox_wire import read_frame, write_frame
 
 LIFETIME_CPU_SECONDS = 3600  # a last resort; the server watches each sample's share
@@ -80,20 +80,20 @@ def key_of(request: dict[str, Any]) -> tuple[Any, ...]:
 def _serve(control: socket.socket, request: dict[str, Any], confinement: Confinement, others: list[int]) -> NoReturn:
     """In the new process: confine it, then run the task's tests against each cell that comes."""
     try:
+        end_with_parent()
         for fd in others:
             os.close(fd)
         os.dup2(os.open(os.devnull, os.O_RDWR), 2)
         confinement.close_files()
         limit(LIFETIME_CPU_SECONDS, 2 * request["memory_bytes"])
         confinement.close_calls()
-        preamble = compile(request["preamble"], "preamble.py", "exec", dont_inherit=True)
-        tests = compile(request["tests"], "tests.py", "exec", dont_inherit=True)
+        text = TestText(request["preamble"], request["tests"])
         while True:
             mark, channels, _, _ = socket.recv_fds(control, 1, 1)
             raw = read_frame(control.fileno()) if mark else None
             if raw is None:
                 break
-            result = run_tests(json.loads(raw), preamble, tests, channels[0])
+            result = run_tests(json.loads(raw), text, channels[0])
             os.close(channels[0])
             write_frame(control.fileno(), json.dumps(result).encode())
     finally:

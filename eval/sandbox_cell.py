@@ -165,7 +165,6 @@ def _become_cell(
         os.dup2(channel, CHANNEL)
         os.closerange(CHANNEL + 1, 1024)
         os.environ.clear()
-        gc.unfreeze()
         limit(request["cpu_seconds"], request["memory_bytes"])
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)

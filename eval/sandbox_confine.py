@@ -17,6 +17,7 @@ if sys.platform == "linux":
         Landlock,
         Seccomp,
         become_subreaper,
+        die_with_parent,
         drop_privileges,
         enter_namespaces,
         private_root,
@@ -30,6 +31,12 @@ def become_reaper() -> None:
     """Orphans among the descendants come back to this process, where the system can do that."""
     if sys.platform == "linux":
         become_subreaper()
+
+
+def end_with_parent() -> None:
+    """End when the process that forked this one ends, where the system can do that."""
+    if sys.platform == "linux":
+        die_with_parent()
 
 
 class Confinement:

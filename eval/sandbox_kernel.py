@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import signal
 import struct
 import sys
 import sysconfig
@@ -20,7 +21,7 @@ from eval.sandbox_seccomp import build_filter, filter_for, supported
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 # prctl(2)
-_PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 22, 24, 36, 38
+_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 22, 24, 36, 38
 _CAPSET = {"x86_64": 126, "aarch64": 91}
 
 # landlock(7): the three calls have the same number on every architecture
@@ -56,8 +57,12 @@ def _prctl(what: str, *arguments: int) -> None:
 
 def become_subreaper() -> None:
     """Inherit every orphan among the descendants, so that none outlives its sample."""
-    if sys.platform == "linux":
-        _prctl("subreaper", _PR_SET_CHILD_SUBREAPER, 1)
+    _prctl("subreaper", _PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent() -> None:
+    """Be killed when the process that forked this one ends."""
+    _prctl("parent death signal", _PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def drop_privileges() -> None:

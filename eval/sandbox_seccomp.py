@@ -74,7 +74,7 @@ _SPECIAL = """
 """
 
 _ARCHES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of the tables, AUDIT_ARCH of the kernel
-_LOAD, _EQUAL, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06  # classic BPF opcodes
+_LOAD, _JUMP, _EQUAL, _AT_LEAST, _AND, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x54, 0x06  # classic BPF opcodes
 _ALLOWED, _KILLED, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _NUMBER, _ARCH, _ARGS = 0, 4, 16  # byte offsets in struct seccomp_data; arguments are 64 bits each, low half first
 _CLONE_THREAD, _SOCK_TYPE_MASK, _SOCK_STREAM = 0x10000, 0xF, 1
@@ -86,6 +86,7 @@ _FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032)  # not F_SETOWN and F_SETSIG, whi
 _MARK = 0x5E1F0000  # stands for the process id in the filter until `filter_for` puts it in
 
 _Instruction = tuple[int, int, int, int]  # opcode, jump if true, jump if false, operand
+_Block = tuple[_Instruction, ...]
 
 
 def supported() -> bool:
@@ -94,18 +95,39 @@ def supported() -> bool:
 
 
 def build_filter() -> bytes:
-    """The filter as an array of struct sock_filter, with a mark where `filter_for` writes the process id."""
+    """The filter as an array of struct sock_filter, with a mark where `filter_for` writes the process id.
+
+    A search tree over runs of numbers with the same answer: the kernel walks the filter once for every number when it
+    is installed, and a list of tests would make that half a millisecond a program.
+    """
     column, arch = _ARCHES[platform.machine()]
     code: list[_Instruction] = [(_LOAD, 0, 0, _ARCH), (_EQUAL, 1, 0, arch), _give(_KILLED), (_LOAD, 0, 0, _NUMBER)]
     code += [(_AT_LEAST, 0, 1, 0x40000000), _give(_KILLED)]  # the x32 ABI has numbers of its own
-    refuse = _give(_ERRNO | errno.EPERM)
-    for table, answer in ((_ALLOW, _give(_ALLOWED)), (_REFUSE, refuse), (_KILL, _give(_KILLED))):
-        for number in _numbers(table, column).values():
-            code += [(_EQUAL, 0, 1, number), answer]
-    for name, number in _numbers(_SPECIAL, column).items():
-        block = _blocks()[name]
-        code += [(_EQUAL, 0, len(block), number), *block]
-    return b"".join(struct.pack("<HBBI", *each) for each in [*code, _give(_ERRNO | errno.ENOSYS)])
+    return b"".join(struct.pack("<HBBI", *each) for each in [*code, *_tree(_runs(_answers(column)))])
+
+
+def _answers(column: int) -> dict[int, _Block]:
+    """What each known number gets."""
+    answers: dict[int, _Block] = {}
+    for table, answer in ((_ALLOW, _ALLOWED), (_REFUSE, _ERRNO | errno.EPERM), (_KILL, _KILLED)):
+        answers.update(dict.fromkeys(_numbers(table, column).values(), (_give(answer),)))
+    answers.update({number: tuple(_blocks()[name]) for name, number in _numbers(_SPECIAL, column).items()})
+    return answers
+
+
+def _runs(answers: dict[int, _Block]) -> list[tuple[int, _Block]]:
+    """(first number, answer) of each run of equal answers, in order; gaps get ENOSYS."""
+    unknown: _Block = (_give(_ERRNO | errno.ENOSYS),)
+    every = [answers.get(number, unknown) for number in range(max(answers) + 2)]
+    return [(number, answer) for number, answer in enumerate(every) if number == 0 or answer != every[number - 1]]
+
+
+def _tree(runs: list[tuple[int, _Block]]) -> _Block:
+    if len(runs) == 1:
+        return runs[0][1]
+    middle = len(runs) // 2
+    low, high = _tree(runs[:middle]), _tree(runs[middle:])
+    return ((_AT_LEAST, 0, 1, runs[middle][0]), (_JUMP, 0, 0, len(low)), *low, *high)
 
 
 def filter_for(program: bytes, pid: int) -> bytes:

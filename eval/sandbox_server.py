@@ -1,8 +1,8 @@
 """The judging server: a bare process that judges one program at a time and watches over it.
 
 NOT importable into a process that holds torch and never forked from one: eval/judge_pool.py starts it by path
-(eval/sandbox_main.py). It forks the zygote first, before any task is read; then, for every request on stdin, a confined
-tester, joins tester and cell by a fresh socket pair, waits, kills both and answers on stdout. Frames of JSON each way.
+(eval/sandbox_main.py). It forks the zygote first, before any task is read; for every request on stdin it then joins the task's
+tester and a fresh cell by a socket pair, waits, has the cell killed and answers on stdout. Frames of JSON each way.
 
 What decides a timeout is CPU time (an rlimit). A program that sleeps uses none, so the server also counts the time in
 which neither side was running or waiting for a processor; time lost to a loaded machine is not counted. Wall time is
@@ -136,8 +136,8 @@ class Server:
     def _watch(self, bench: Bench, cpu_seconds: int) -> End:
         """Wait for the tester's word; stop what idles, spawns or hoards too much."""
         poll = select.poll()
-        poll.register(bench)
-        poll.register(self._inbox)
+        poll.register(bench, select.POLLIN)
+        poll.register(self._inbox, select.POLLIN)
         began, idle, cell = time.monotonic(), 0.0, 0
         tester_cpu = -1.0
         while not (events := dict(poll.poll(TICK * 1000))):
@@ -221,11 +221,12 @@ def _verdict(end: End, report: dict[str, Any], cpu_seconds: int) -> tuple[str, s
         return end.stopped
     if end.said is None:
         return "crashed", "the tests' own process ended on its answers"
-    said = end.said
-    return _cause(said["detail"], report, cpu_seconds) if said["outcome"] == "lost" else (said["outcome"], said["detail"])
+    if end.said["outcome"] == "garbled":
+        return "crashed", "sent something that is no answer"
+    return _cause(report, cpu_seconds) if end.said["outcome"] == "lost" else (end.said["outcome"], end.said["detail"])
 
 
-def _cause(detail: str, report: dict[str, Any], cpu_seconds: int) -> tuple[str, str]:
+def _cause(report: dict[str, Any], cpu_seconds: int) -> tuple[str, str]:
     """Why the program stopped answering, from how its process ended."""
     status: int = report["status"]
     if status == -signal.SIGXCPU or (status == -signal.SIGKILL and report["cpu"] >= cpu_seconds):
@@ -233,7 +234,7 @@ def _cause(detail: str, report: dict[str, Any], cpu_seconds: int) -> tuple[str, 
     if status == -signal.SIGSYS:
         return "forbidden", "killed for a system call that no honest program needs"
     if status == -signal.SIGKILL:
-        return "crashed", f"stopped answering: {detail}"
+        return "crashed", "stopped answering"
     if status < 0:
         return "crashed", f"killed by {signal.Signals(-status).name}"
     return "crashed", f"ended with exit code {status} before the tests were done"

@@ -1,9 +1,9 @@
 """The trusted side: runs a task's official test text; what it calls is answered by the sandboxed cell.
 
-NOT for the process this runs in (eval/sandbox_bench.py) or for stopping it (eval/sandbox_server.py). The test text is trusted to decide, yet it came out of a
-downloaded file, so this process is confined like a cell, without a writable folder. Names that the solution should
-define are stubs here: arguments go over the pipe as plain values and plain values come back, with exact types, so a
-lying __eq__, a patched builtin or an early exit decides nothing.
+NOT for the process this runs in (eval/sandbox_bench.py) or for stopping it (eval/sandbox_server.py). The test text is
+trusted to decide, yet it came out of a downloaded file, so this process is confined too, without a writable folder.
+Names that the solution should define are stubs here: arguments go over the pipe as plain values and plain values come
+back, with exact types, so a lying __eq__, a patched builtin or an early exit decides nothing.
 
 Objects of the solution's own classes cross as handles. What the test text may do with a handle is the task's `reach`,
 found from its reference solution (eval/judge_calibrate.py): "values": hand it back as an argument; "objects": also set
@@ -22,11 +22,11 @@ from typing import Any
 
 from eval.sandbox_wire import WireError, decode, encode, read_frame, write_frame
 
-DETAIL_CHARS = 500
+DETAIL_CHARS, LINE_CHARS = 500, 200
 
 
 class CellLost(BaseException):
-    """The cell's end of the pipe closed, or it sent something that is no answer. No `except Exception` may hide it."""
+    """The pipe closed ("lost") or held no answer ("garbled"). Not an Exception, which a test text may catch."""
 
 
 class CandidateError(Exception):
@@ -133,8 +133,10 @@ class Cell:
             write_frame(self._fd, request)
             reply = read_frame(self._fd)
             answer = None if reply is None else decode(reply, self._object)
-        except (OSError, WireError) as error:
-            raise self._gone(str(error)) from None
+        except OSError:
+            raise self._gone("lost") from None
+        except WireError:
+            raise self._gone("garbled") from None
         if type(answer) is tuple and len(answer) == 2 and answer[0] == "value":
             return answer[1]
         raise self._exception(answer)
@@ -145,9 +147,9 @@ class Cell:
 
     def _exception(self, answer: Any) -> BaseException:
         if answer is None:
-            return self._gone("the process ended")
+            return self._gone("lost")
         if type(answer) is not tuple or [type(part) for part in answer] != [str, str, str, int]:
-            return self._gone("not an answer")
+            return self._gone("garbled")
         how, name, message, number = answer
         kind = getattr(builtins, name, None) if how == "raise" else None
         usual = isinstance(kind, type) and issubclass(kind, Exception) and kind not in _AWKWARD
@@ -175,41 +177,57 @@ _AWKWARD = {
 }  # the first two cannot be made from a message alone
 
 
-def run_tests(request: dict[str, Any], preamble: CodeType, tests: CodeType, fd: int) -> dict[str, str]:
+class TestText:
+    """The trusted text of one task, compiled once: `preamble` (prompt helpers, imports) and the official `tests`."""
+
+    __test__ = False  # not a pytest class
+
+    def __init__(self, preamble: str, tests: str) -> None:
+        self.preamble: CodeType = compile(preamble, "preamble.py", "exec", dont_inherit=True)
+        self.tests: CodeType = compile(tests, "tests.py", "exec", dont_inherit=True)
+        self._lines = tests.splitlines()
+
+    def where(self, error: BaseException) -> str:
+        """The line of the tests in which `error` was raised."""
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "tests.py"]
+        line = frames[-1].lineno if frames else None
+        return self._lines[line - 1].strip()[:LINE_CHARS] if line else "in the tests"
+
+
+def run_tests(request: dict[str, Any], text: TestText, fd: int) -> dict[str, str]:
     """Run the official tests of one task against the program in the cell behind `fd`.
 
     Args:
         request: `program`, `stubs` (names the program defines), `entry_point` or None, `reach`.
-        preamble: trusted text that runs first (prompt helpers, imports).
-        tests: the official test text.
+        text: the task's trusted text.
         fd: this process's end of the cell's pipe.
     Returns:
-        `outcome` (passed, failed, memory, syntax, forbidden, lost) and `detail`.
+        `outcome` (passed, failed, memory, syntax, forbidden, lost, garbled) and `detail`.
     """
     cell = Cell(fd, request["reach"])
     random.seed(0)  # tests that draw inputs draw the same ones every time
     try:
         cell.load(request["program"])
         names: dict[str, Any] = {"__name__": "tests"}
-        exec(preamble, names)
+        exec(text.preamble, names)
         names.update({name: Stub(cell, name) for name in request["stubs"]})
-        exec(tests, names)
+        exec(text.tests, names)
         if request["entry_point"] is not None:
             names["check"](names[request["entry_point"]])
         result = {"outcome": "passed", "detail": ""}
     except BaseException as error:  # noqa: BLE001  (every way to leave the test text but its end is a failure)
-        result = _failure(error, cell)
-    return result if cell.lost is None else {"outcome": "lost", "detail": str(cell.lost)}
+        result = _failure(error, cell, text)
+    return result if cell.lost is None else {"outcome": str(cell.lost), "detail": ""}
 
 
-def _failure(error: BaseException, cell: Cell) -> dict[str, str]:
+def _failure(error: BaseException, cell: Cell, text: TestText) -> dict[str, str]:
     name, number = type(error).__name__, 0
     if cell.raised is not None and cell.raised[0] is error:
         _, name, number = cell.raised
     message = str(error).strip()
     detail = message if isinstance(error, CandidateError) else f"{type(error).__name__}: {message}".rstrip(": ")
     if isinstance(error, AssertionError):
-        detail = f"assertion failed: {message or _where(error)}"
+        detail = f"assertion failed: {message or text.where(error)}"
     return {"outcome": _outcome(name, number), "detail": detail[:DETAIL_CHARS]}
 
 
@@ -222,8 +240,3 @@ def _outcome(name: str, number: int) -> str:
     if name == "PermissionError" or number in (1, 13, 38):  # EPERM, EACCES, ENOSYS
         return "forbidden"
     return "failed"
-
-
-def _where(error: BaseException) -> str:
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "tests.py"]
-    return f"line {frames[-1].lineno} of the tests" if frames else "in the tests"

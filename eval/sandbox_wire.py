@@ -224,21 +224,19 @@ def write_frame(fd: int, payload: bytes) -> None:
 
 
 def read_frame(fd: int, limit: int = MAX_FRAME) -> bytes | None:
-    """One frame's payload, or None at the end of the stream.
+    """One frame's payload, or None where the stream ends, be it in the middle of a frame.
 
     Raises:
-        WireError: a frame longer than `limit` bytes, or cut off in the middle.
+        WireError: a frame longer than `limit` bytes.
     """
     head = _read(fd, 4)
-    if not head:
+    if len(head) < 4:
         return None
-    size = _COUNT.unpack(head)[0] if len(head) == 4 else limit + 1
+    size = _COUNT.unpack(head)[0]
     if size > limit:
-        raise WireError(f"a frame of more than {limit >> 20} MB, or cut off")
+        raise WireError(f"a frame of more than {limit >> 20} MB")
     payload = _read(fd, size)
-    if len(payload) != size:
-        raise WireError("a frame cut off")
-    return payload
+    return payload if len(payload) == size else None
 
 
 def _read(fd: int, size: int) -> bytes:

@@ -59,6 +59,7 @@ class Evaluation:
         """
         self.config = config
         self.task_sets = open_task_sets(config)
+        self._loaded_before = False
         self.folder = Folder(config)
         for spec in config.tasks:
             tasks = self.task_sets[spec.title]
@@ -87,10 +88,12 @@ class Evaluation:
         }
 
     def _generate_set(self, loaded: LoadedModel, title: str, count: int) -> None:
-        from eval.generate import Generator, pending, plan
+        from eval.generate import Generator, pending, plan, split_prompts
 
         spec = next(spec for spec in self.config.tasks if spec.title == title)
         preset = PRESETS[spec.prompt_preset]
+        facts = {"split_prompts": split_prompts(loaded, self.task_sets[title], preset)}
+        self.folder.note("prompts", f"{title}/{loaded.name}", facts)
         done = self._done(COMPLETIONS, loaded.files.spec, title)
         generator = Generator(loaded, title, preset, self.config)
         with tqdm(total=count, desc=f"{loaded.name}: {title}", unit="sample") as progress:
@@ -167,7 +170,9 @@ class Evaluation:
     def _load(self, files: ModelFiles) -> LoadedModel:
         from eval.models import load, resolve_device
 
-        gc.collect()  # models have reference cycles, and the one before must not stand in this one's way
+        if self._loaded_before:
+            gc.collect()  # models have reference cycles, and the one before must not stand in this one's way
+        self._loaded_before = True
         return load(files, self.config.dtype, resolve_device(self.config.device))
 
     def _provenance(self) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class HeadChunk:
         """Log-softmax of `count` rows; `logits` fills the [count, V] view it is given. Valid until the next call."""
         whole_CV, scratch_CV = self._logits_CV[:count], self._scratch_CV[:count]
         logits(whole_CV[:, : self.vocab_size])
+        whole_CV[:, self.vocab_size :] = -torch.inf  # the selection before left other values there
         top_C1 = whole_CV.amax(dim=1, keepdim=True)
         sums_C1 = torch.sub(whole_CV, top_C1, out=scratch_CV).exp_().sum(dim=1, keepdim=True)
         return whole_CV.sub_(top_C1.add_(sums_C1.log_()))[:, : self.vocab_size]

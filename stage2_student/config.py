@@ -97,7 +97,9 @@ class TrainConfig(StrictModel):
     warmup: int = Field(default=0, description="optimizer steps from 0 to learning_rate", ge=0)
     scheduler: Literal["constant", "linear", "cosine"] = Field(default="linear", description="after the warm-up")
     clip: float = Field(default=1.0, description="largest gradient norm; 0 for none", ge=0)
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the matrix products; weights stay float32")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of the matrix products; weights stay float32"
+    )
     seed: int = Field(default=0, description="of weights, order and dropout", ge=0)
 
     log_every: int = Field(default=10, description="optimizer steps between training rows in metrics.jsonl", ge=1)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stage2_student.scratch import Scratch
 
-BLOCK_BYTES = 1 << 20  # float32 work per block and thread: a few such buffers fit a core's cache
+BLOCK_BYTES = 4 << 20  # float32 work per block and thread: small enough for a CPU's cache, large enough to thread well
 GPU_BLOCK_BYTES = 256 << 20  # on a GPU a block is only a bound on memory; large ones keep it busy
 
 

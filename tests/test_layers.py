@@ -1,6 +1,6 @@
 """The structure of the code, read from its imports: arrows, from-imports, file length. Not for behaviour.
 
-    stage1_teacher | stage2_student | eval   ->   cache   ->   shared
+stage1_teacher | stage2_student | eval   ->   cache   ->   shared
 """
 
 from __future__ import annotations

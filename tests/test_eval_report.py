@@ -1,0 +1,125 @@
+"""The report from files with known contents: every figure, every note, and a page that needs no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.bleu import corpus_bleu
+from eval.config import EvalConfig, ModelSpec, TaskSpec
+from eval.folder import Folder
+from eval.report import Report, build_report
+from eval.report_page import render_html
+from eval.report_text import count_text, render_markdown, render_tables
+from shared.files import write_jsonl
+from shared.tasks import Task
+
+EVIL = "evil | <script>alert(1)</script>"
+TASKS = [Task(f"T/{n}", "def f():\n", f"    return {n}\n", "def check(f): pass\n", "f", "", "humaneval") for n in range(4)]
+MODELS = [
+    ModelSpec(name="big", path="/models/big", kind="teacher"),
+    ModelSpec(name="small", path="/models/small"),
+    ModelSpec(name=EVIL, path="/models/evil", kind="baseline"),
+]
+PASSED = {"big": (2, 2, 2, 0), "small": (1, 0, 0, 0), EVIL: (0, 0, 0, 0)}  # of two samples of each task
+
+
+def sample(model: str, task: int, index: int) -> dict[str, Any]:
+    finish = "length" if model == "small" and index else "no room" if model == EVIL and task == 3 else "end"
+    owner = {"model": model, "task_set": "humaneval", "task_id": f"T/{task}", "index": index}
+    return {**owner, "completion": f"\n    return {task + index}\n", "finish": finish, "tokens": 5}
+
+
+def verdict(row: dict[str, Any]) -> dict[str, Any]:
+    passed = row["index"] < PASSED[row["model"]][int(row["task_id"][2:])]
+    owner = {key: row[key] for key in ("model", "task_set", "task_id", "index")}
+    return {**owner, "passed": passed, "verdict": "passed" if passed else "failed", "isolation": "walls"}
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Report:
+    tasks = [TaskSpec(name="humaneval"), TaskSpec(name="humaneval", label="raw", preset="as-is")]
+    config = EvalConfig(out=tmp_path / "out", models=MODELS, tasks=tasks, samples=2, k=[1, 2, 10])
+    folder = Folder(config)
+    sizes = {"big": 2_000_000, "small": 44_343_296, EVIL: 999}
+    for name, size in sizes.items():
+        folder.note("models", name, {"parameters": size, "size_mb": 1.25, "identity": "f" * 64})
+    rows = [sample(model, task, index) for model in PASSED for task in range(4) for index in range(2)]
+    write_jsonl(folder.path / "completions.jsonl", rows)
+    judged = [row for row in rows if (row["model"], row["task_id"]) != (EVIL, "T/0")]
+    write_jsonl(folder.path / "verdicts.jsonl", map(verdict, judged))
+    latency = {"mean": 0.0124, "median": 0.0114, "per_token": 0.001, "device": "cpu"}
+    write_jsonl(folder.path / "latency.jsonl", [{"model": "big", **latency}])
+    write_jsonl(folder.path / "perplexity.jsonl", [{"model": "small", "loss": 2.5, "perplexity": 12.18}])
+    provenance = {"settings": {"seed": 0}, "isolation": ["walls"]}
+    return build_report(config, folder, {"humaneval": TASKS, "raw": TASKS[:2]}, provenance)
+
+
+def test_scores_are_those_of_the_files(report: Report) -> None:
+    big, small, evil = report.tables[0].scores
+    assert [one and round(one.value, 9) for one in big.pass_at.values()] == [0.75, 0.75, None]
+    assert [one and round(one.value, 9) for one in small.pass_at.values()] == [0.125, 0.25, None]
+    assert small.per_task == {"T/0": (2, 1), "T/1": (2, 0), "T/2": (2, 0), "T/3": (2, 0)}
+    assert small.verdicts == {"failed": 7, "passed": 1}
+    assert (evil.samples, evil.incomplete_tasks, evil.no_room) == (6, 1, 2)
+    assert big.bleu == corpus_bleu([f"return {n}" for n in range(4)], [f"return {n}" for n in range(4)]).value
+    assert report.tables[1].scores[0].bleu is None
+
+
+def test_markdown_has_every_figure_in_its_cell(report: Report) -> None:
+    lines = [[cell.strip() for cell in line.split(" | ")] for line in render_tables(report).splitlines()]
+    assert ["| model", "params", "ratio to teacher", "pass@1 [95 %]", "pass@2", "pass@10", "BLEU"] in [
+        line[:7] for line in lines
+    ]
+    rows = {line[0]: line[1:] for line in lines if line[0].startswith("| ")}
+    text = render_tables(report)
+    assert "| small" in text and "44.3 M |             22.2 | 0.125 [0.00, 0.38] |  0.250 |       – |" in text
+    assert "12 / 11" in text and "2.500" in text
+    assert "evil \\| &lt;script>alert(1)&lt;/script>" in text
+    assert rows
+
+
+def test_each_table_names_its_protocol(report: Report) -> None:
+    tail = "; 2 samples at T = 0.8, top-p 0.95, seed 0; at most 512 new tokens; bfloat16"
+    assert [table.protocol for table in report.tables] == [
+        "prompt preset humaneval-stripped/1" + tail,
+        "prompt preset as-is/1" + tail,
+    ]
+
+
+def test_notes_say_what_is_missing(report: Report) -> None:
+    assert report.notes == [
+        "humaneval, small: 4 of 8 completions were cut by length",
+        f"humaneval, {EVIL}: incomplete, 1 of 4 tasks lack samples or verdicts; "
+        "scores cover the others and do not compare",
+        f"humaneval, {EVIL}: 2 prompts fill the model's positions and count as empty answers",
+        *(
+            f"raw, {name}: incomplete, 2 of 2 tasks lack samples or verdicts; scores cover the others and do not compare"
+            for name in PASSED
+        ),
+        "pass@10: needs more than the 2 samples a task",
+    ]
+
+
+def test_the_page_stands_alone_and_escapes_everything(report: Report) -> None:
+    page = render_html(report, b"\x89PNG")
+    assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "http:" not in page and "https:" not in page and "src=" in page
+    assert 'src="data:image/png;base64,iVBORw=="' in page
+    assert "0.125 [0.00, 0.38]" in page and "width:12.5%" in page
+    assert "<img" not in render_html(report, None)
+
+
+def test_provenance_is_printed_flat(report: Report) -> None:
+    text = render_markdown(report)
+    assert "| settings.seed | 0     |" in text and "| isolation     | walls |" in text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(999, "999"), (41_888, "41.9 k"), (44_343_296, "44.3 M"), (202_013_696, "202 M"), (3_030_371_328, "3.03 B"), (None, "–")],
+)
+def test_counts_are_short(count: int | None, text: str) -> None:
+    assert count_text(count) == text

@@ -1,0 +1,355 @@
+"""The wall: values that cross it exactly, programs that do not, at every isolation level this machine can show."""
+
+from __future__ import annotations
+
+import collections
+import decimal
+import fractions
+import os
+import random
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.judge import judge
+from eval.judge_pool import Server
+from eval.sandbox_confine import wipe
+from eval.sandbox_wire import MAX_DEPTH, MAX_FRAME, WireError, decode, encode, read_frame, write_frame
+from eval.verdicts import Verdict
+from shared.errors import RunError, UsageError
+from shared.tasks import Task
+
+ROOT = Path(__file__).resolve().parent.parent
+linux = pytest.mark.skipif(sys.platform != "linux", reason="Landlock and seccomp are Linux's")
+
+
+def no_handle(value: Any) -> str:
+    raise WireError(f"no {type(value).__name__}")
+
+
+def round_trip(value: Any) -> Any:
+    return decode(encode(value, no_handle), no_handle)
+
+
+# ---- values
+
+
+def random_value(rng: random.Random, depth: int = 4) -> Any:
+    kind = rng.randrange(12 if depth else 7)
+    if kind == 0:
+        return rng.choice([None, True, False, ...])
+    if kind == 1:
+        return rng.randint(-(1 << rng.choice([1, 7, 8, 31, 64, 200])), 1 << rng.choice([1, 7, 8, 31, 64, 200]))
+    if kind == 2:
+        return struct.unpack("<d", rng.randbytes(8))[0] if rng.random() < 0.5 else rng.uniform(-9, 9)
+    if kind == 3:
+        return "".join(chr(rng.choice([65, 233, 0x20AC, 0xD800, 0x1F600])) for _ in range(rng.randrange(5)))
+    if kind == 4:
+        return rng.randbytes(rng.randrange(5))
+    if kind == 5:
+        return complex(rng.random(), rng.random())
+    if kind == 6:
+        return rng.choice([int, str, range(3), fractions.Fraction(1, rng.randint(2, 9)), decimal.Decimal("1.50")])
+    items = [random_value(rng, depth - 1) for _ in range(rng.randrange(4))]
+    if kind in (7, 8):
+        return items if kind == 7 else tuple(items)
+    if kind == 9:
+        return dict(enumerate(items))
+    return {rng.randrange(9) for _ in items} if kind == 10 else collections.deque(items, 9)
+
+
+def test_values_arrive_with_value_and_type() -> None:
+    rng = random.Random(7)
+    for _ in range(500):
+        value = random_value(rng)
+        arrived = round_trip(value)
+        assert type(arrived) is type(value)
+        assert repr(arrived) == repr(value)  # nan is not equal to itself, its repr is
+
+
+def test_subclasses_arrive_as_their_base() -> None:
+    class Liar(int):
+        __hash__ = int.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+    class Long(list[int]):
+        def __len__(self) -> int:
+            return 99
+
+    pair = collections.namedtuple("pair", "a b")(1, Liar(2))
+    arrived = round_trip([Liar(3), Long([1]), pair])
+    assert [type(part) for part in arrived] == [int, list, tuple]
+    assert arrived == [3, [1], (1, 2)]
+    assert arrived[0] != 4
+
+
+def test_views_and_iterators_arrive_drained() -> None:
+    assert round_trip({"a": 1}.keys()) == {"a"}
+    assert list(round_trip({"a": [1]}.values())) == [[1]]
+    assert list(round_trip(x * x for x in range(4))) == [0, 1, 4, 9]
+
+
+def test_too_deep_too_big_or_not_plain_does_not_leave() -> None:
+    deep: list[Any] = []
+    for _ in range(MAX_DEPTH + 2):
+        deep = [deep]
+    loop: list[Any] = []
+    loop.append(loop)
+    for value in (deep, loop, "x" * (MAX_FRAME + 1), [b"x" * (MAX_FRAME // 2 + 1)] * 2, object()):
+        with pytest.raises(WireError):
+            encode(value, no_handle)
+
+
+def test_no_bytes_decode_to_anything_but_a_value_or_a_wire_error() -> None:
+    rng = random.Random(11)
+    tags = b"NTFeidcsbBltSZDrvKVMIhy"
+    for _ in range(4000):
+        raw = bytearray(encode(random_value(rng), no_handle))
+        for _ in range(rng.randrange(1, 4)):
+            raw[rng.randrange(len(raw))] = rng.choice(tags) if rng.random() < 0.5 else rng.randrange(256)
+        try:
+            decode(bytes(raw[: rng.randrange(1, len(raw) + 1)]), no_handle)
+        except WireError:
+            continue
+
+
+def test_frames_are_bounded_and_a_cut_one_is_the_end() -> None:
+    ours, theirs = os.pipe()
+    write_frame(theirs, b"abc")
+    os.write(theirs, struct.pack("<I", MAX_FRAME + 1))
+    assert read_frame(ours) == b"abc"
+    with pytest.raises(WireError, match="a frame of more than 16 MB"):
+        read_frame(ours)
+    os.write(theirs, struct.pack("<I", 9) + b"short")
+    os.close(theirs)
+    assert read_frame(ours) is None
+    os.close(ours)
+
+
+def test_wipe_empties_deep_and_locked_trees(tmp_path: Path) -> None:
+    here = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        for _ in range(1500):  # a path far longer than the system takes at once
+            Path("deeper").mkdir(mode=0o700)
+            os.chdir("deeper")
+        Path("file").touch()
+        os.chdir(tmp_path)
+        Path("locked").mkdir(mode=0)
+        Path("link").symlink_to("/")
+        wipe(tmp_path)
+    finally:
+        os.chdir(here)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- levels
+
+LEVELS = {
+    "best": "",
+    "no namespaces": "cell.try_namespaces = lambda: False",
+    "no private root": "cell.try_private_root = lambda folder: bool(cell.os.chdir(folder))",
+    "weak": """
+def refuse(*_):
+    raise OSError(38, "not here")
+confine.Landlock = confine.Seccomp = refuse
+cell.try_namespaces = lambda: False
+""",
+}
+
+
+@pytest.fixture(params=["best", "no namespaces", "no private root"])
+def level(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    start_at(request.param, tmp_path, monkeypatch)
+    return str(request.param)
+
+
+def start_at(level: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the judge start its servers with less isolation than this machine gives."""
+    start = folder / "start.py"
+    start.write_text(
+        f"import sys\nsys.path.append({str(ROOT)!r})\nfrom eval import sandbox_cell as cell, sandbox_confine as confine\n"
+        f"from eval.sandbox_server import main\nsys.path.pop()\n{LEVELS[level]}\nmain()\n"
+    )
+    monkeypatch.setattr("eval.judge_pool.START", start)
+
+
+TASK = Task("T/0", "def f(x):\n", "    return x + 1\n", "def check(c):\n    for x in range(3): assert c(x) == x + 1\n", "f", "", "humaneval")
+
+
+def run(*bodies: str, **options: Any) -> list[Verdict]:
+    """Verdicts on `def f(x)` with these bodies."""
+    indented = ("\n".join("    " + line for line in body.strip().splitlines()) + "\n" for body in bodies)
+    samples = [{"task_id": "T/0", "completion": body} for body in indented]
+    return list(judge(samples, [TASK], **{"jobs": 1, "cpu_seconds": 1, **options}))
+
+
+def reached(code: str) -> str:
+    """A body that answers right only where `code`, an expression, gave something true: the attack worked."""
+    return f"try:\n    ok = bool({code})\nexcept BaseException:\n    ok = False\nreturn x + 1 if ok else None"
+
+
+# What a judged program tries; every one passes on a machine without a wall.
+ESCAPES: dict[str, Callable[[Path], str]] = {
+    "fork": lambda _: reached("__import__('os').fork() >= 0"),
+    "spawn": lambda _: reached("__import__('subprocess').run(['/bin/true']).returncode == 0"),
+    "exec by shell": lambda _: reached("__import__('os').system('true') == 0"),
+    "tcp socket": lambda _: reached("__import__('socket').socket()"),
+    "unix socket": lambda _: reached("__import__('socket').socket(1)"),
+    "datagram pair": lambda _: reached("__import__('socket').socketpair(1, 2)"),
+    "write beside": lambda path: reached(f"open({str(path / 'marker')!r}, 'w')"),
+    "read a user's file": lambda path: reached(f"open({str(path / 'secret')!r}).read()"),
+    "list a user's folder": lambda path: reached(f"__import__('os').listdir({str(path)!r}) is not None"),
+    "list the root": lambda _: reached("'etc' in __import__('os').listdir('/') and 'root' in open('/etc/passwd').read()"),
+    "environment": lambda _: reached("len(__import__('os').environ)"),
+    "another's environment": lambda _: reached("open('/proc/self/environ')"),
+    "chmod": lambda path: reached(f"__import__('os').chmod({str(path / 'secret')!r}, 0o777) is None"),
+    "utime": lambda path: reached(f"__import__('os').utime({str(path / 'secret')!r}) is None"),
+    "truncate": lambda path: reached(f"__import__('os').truncate({str(path / 'secret')!r}, 0) is None"),
+    "unlink": lambda path: reached(f"__import__('os').unlink({str(path / 'secret')!r}) is None"),
+    "project's own code": lambda _: reached(f"open({str(ROOT / 'eval' / 'judge.py')!r})"),
+    "installed packages": lambda _: reached("__import__('pytest')"),
+    "raise a limit": lambda _: reached("__import__('resource').setrlimit(0, (50, 50)) is None"),
+    "shared memory": lambda _: reached("__import__('ctypes').CDLL(None).shmget(0, 4096, 0o1600) >= 0"),
+    "memory file": lambda _: reached("__import__('os').memfd_create('x')"),
+    "signal the parent": lambda _: reached("__import__('os').kill(__import__('os').getppid(), 0) is None"),
+    "trace": lambda _: reached("__import__('ctypes').CDLL(None).ptrace(16, 1, 0, 0) == 0"),
+    "namespace": lambda _: reached("__import__('ctypes').CDLL(None).unshare(0x10000000) == 0"),
+    "signals by fcntl": lambda _: reached("__import__('fcntl').fcntl(0, 8, 1) == 0"),
+    "big file": lambda _: reached("open('big', 'wb').write(bytes(20 << 20)) and __import__('os').stat('big').st_size > 17 << 20"),
+    "many open files": lambda _: reached("[__import__('os').open('/dev/null', 0) for _ in range(100)]"),
+}
+
+
+@linux
+def test_no_escape_at_any_level(level: str, tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir()
+    (private / "secret").write_text("swordfish")
+    before = (private / "secret").stat()
+    verdicts = run(*(make(private) for make in ESCAPES.values()), "return x + 1")
+    outcomes = dict(zip(ESCAPES, verdicts, strict=False))
+    assert [name for name, verdict in outcomes.items() if verdict["passed"]] == []
+    assert verdicts[-1]["passed"], "the judge must still judge right after all that"
+    after = (private / "secret").stat()
+    assert [path.name for path in private.iterdir()] == ["secret"]
+    assert (before.st_mode, before.st_mtime_ns, before.st_size) == (after.st_mode, after.st_mtime_ns, after.st_size)
+    assert ("namespaces" in verdicts[0]["isolation"]) <= (level != "no namespaces")
+    assert "landlock" in verdicts[0]["isolation"]
+    assert outcomes["trace"]["verdict"] == "forbidden"
+
+
+def test_honest_uses_of_the_system_pass(level: str) -> None:
+    honest = [
+        "import asyncio\nasync def g():\n    return x + 1\nreturn asyncio.run(g())",
+        "import threading\nout = []\nt = threading.Thread(target=lambda: out.append(x + 1))\nt.start(); t.join()\nreturn out[0]",
+        "import tempfile\nwith tempfile.TemporaryFile() as file:\n    file.write(b'a' * (x + 1))\n    return file.tell()",
+        "import tempfile, os\nwith tempfile.TemporaryDirectory() as d:\n    return len(os.listdir(d)) + x + 1",
+        "import hashlib, decimal, sqlite3, zlib, datetime, uuid\nuuid.uuid4()\nreturn len(hashlib.sha256(b'').digest()) - 31 + x",
+        "import time\ntime.sleep(0.01)\nprint('noise')\nreturn x + 1",
+        "from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(4) as p:\n    return sum(p.map(int, [x, 1]))",
+    ]
+    assert [verdict["verdict"] for verdict in run(*honest)] == ["passed"] * len(honest)
+
+
+def test_a_program_leaves_nothing_for_the_next(level: str) -> None:
+    leave = "import os\nopen('left', 'w')\nos.makedirs('a/b/c')\nreturn x + 1"
+    look = "import os\nreturn x + 1 if not os.listdir('.') else None"
+    assert [verdict["verdict"] for verdict in run(leave, look)] == ["passed", "passed"]
+
+
+@linux
+def test_an_abstract_socket_of_the_host_is_out_of_reach(level: str) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        name = f"\0codestill_test_{os.getpid()}"
+        listener.bind(name)
+        listener.listen()
+        (verdict,) = run(reached(f"__import__('socket').socket(1).connect({name!r}) is None"))
+    assert verdict["verdict"] == "failed"
+
+
+@pytest.fixture
+def weak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    start_at("weak", tmp_path, monkeypatch)
+    yield
+
+
+def test_the_weak_sandbox_must_be_asked_for(weak: None) -> None:
+    with pytest.raises(UsageError) as caught:
+        run("return x + 1")
+    assert str(caught.value) == (
+        "sandbox: expected Landlock and seccomp (Linux 5.13 or later on x86_64 or aarch64), "
+        "got no Landlock (not here), no seccomp (not here); "
+        "judge on such a machine, or allow the weak sandbox if you trust the programs"
+    )
+    (verdict,) = run("return x + 1", allow_weak_sandbox=True)
+    assert verdict["passed"]
+    assert verdict["isolation"] == "weak: rlimits"
+
+
+@linux
+def test_even_the_weak_sandbox_kills_what_a_program_started(weak: None, tmp_path: Path) -> None:
+    alive = tmp_path / "alive"
+    body = f"""
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        open({str(alive)!r}, 'w').write(str(os.getpid()))
+        time.sleep(30)
+    os._exit(0)
+while not os.path.exists({str(alive)!r}) or not open({str(alive)!r}).read():
+    time.sleep(0.01)
+os._exit(0)
+"""
+    (verdict,) = run(body, allow_weak_sandbox=True)
+    assert verdict["verdict"] == "crashed"
+    assert not Path(f"/proc/{alive.read_text()}").exists()
+
+
+def test_a_server_that_cannot_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "start.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr("eval.judge_pool.START", tmp_path / "start.py")
+    with pytest.raises(RunError, match="the judging server did not start: got exit code 3; see the lines above"):
+        run("return x + 1")
+
+
+@linux
+def test_servers_end_when_the_judge_is_left_early_or_killed() -> None:
+    def children() -> set[str]:
+        return set(Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split())
+
+    before = children()
+    verdicts = judge(
+        [{"task_id": "T/0", "completion": f"    return x + 1  # {n}\n"} for n in range(50)], [TASK], jobs=2
+    )
+    assert next(verdicts)["passed"]
+    assert len(children() - before) == 2
+    verdicts.close()  # type: ignore[attr-defined]
+    assert children() == before
+
+
+@linux
+def test_closing_its_stdin_ends_a_server_in_the_middle_of_a_program() -> None:
+    server = Server(allow_weak_sandbox=False)
+    request = {
+        "program": "import time\ntime.sleep(60)\n", "preamble": "", "stubs": [], "tests": "", "entry_point": None,
+        "reach": "values", "cpu_seconds": 20, "memory_bytes": 1 << 30,
+    }  # fmt: skip
+    asked = threading.Thread(target=lambda: pytest.raises(Exception, server.ask, request), daemon=True)
+    asked.start()
+    time.sleep(0.3)
+    began = time.monotonic()
+    server.stop()
+    asked.join(5)
+    assert not asked.is_alive()
+    assert time.monotonic() - began < 5
