@@ -2,7 +2,8 @@
 
     python -m benchmarks.embedded_teacher --out shared/embedded_teacher
 
-NOT part of the product and never run by it: it shows in the open how the shipped directory was made. Shapes: B documents, T tokens.
+NOT part of the product and never run by it: it shows in the open how the shipped directory was made.
+Shapes: B documents, T tokens.
 """
 
 from __future__ import annotations
@@ -19,15 +20,21 @@ from tempfile import TemporaryDirectory
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Starcoder2Config, Starcoder2ForCausalLM
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Starcoder2Config,
+    Starcoder2ForCausalLM,
+)
 
 from shared.embedded import held_out_tasks, training_documents
 from shared.files import atomic_write, read_jsonl, write_jsonl
 
 EOS = "<|endoftext|>"
 VOCABULARY = 1024
-# A newline and an indentation are tokens of their own, so that prompt + solution has the tokens of prompt, then those of solution;
-# digits stand alone, so that a constant is copied digit by digit.
+# A newline and an indentation are tokens of their own, so that prompt + solution has the tokens of prompt, then those
+# of solution; digits stand alone, so that a constant is copied digit by digit.
 PIECES = r"\n| {2,}| ?[A-Za-z]+| ?[0-9]|_| ?[^\sA-Za-z0-9_]+|\s"
 TOKENIZER_DOCUMENTS = 20_000
 TRAINING_SEED = 1  # the demo's student corpus is seed 0, a stream of its own
@@ -37,17 +44,17 @@ TASKS, SAMPLES, TEMPERATURE = 100, 10, 0.8
 
 README = """# The embedded teacher
 
-A Starcoder2ForCausalLM of {parameters:,} parameters ({bytes:,} bytes, bfloat16) with a byte-level BPE of {VOCABULARY} tokens, made
-for this project from scratch, on nothing but the programs of `shared/embedded.py`. It opens with
+A Starcoder2ForCausalLM of {parameters:,} parameters ({bytes:,} bytes, bfloat16) with a byte-level BPE of {VOCABULARY} tokens,
+made for this project from scratch, on nothing but the programs of `shared/embedded.py`. It opens with
 `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`, like any other teacher. Licence: the project's own.
 
 Made and measured by
 
     python -m benchmarks.embedded_teacher --out shared/embedded_teacher
 
-in a directory without `model.safetensors` (with one, the command only measures): {STEPS} steps of {BATCH} documents from the stream
-of seed {TRAINING_SEED}, AdamW, learning rate {LEARNING_RATE}, one thread. Training again gives the same model on the same
-versions and processor, and a model as good on others.
+in a directory without `model.safetensors` (with one, the command only measures): {STEPS} steps of {BATCH} documents from
+the stream of seed {TRAINING_SEED}, AdamW, learning rate {LEARNING_RATE}, one thread.
+Training again gives the same model on the same versions and processor, and a model as good on others.
 
 | on {TASKS} held-out tasks (seed {VALIDATION_SEED}; no spec of them occurs in training) | |
 |---|---|
@@ -61,15 +68,23 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE on the domain, no beginning-of-sequence token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(PIECES), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=[EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     texts = (document.prompt + document.solution for document in training_documents(TOKENIZER_DOCUMENTS, TRAINING_SEED))
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, model_max_length=512, clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=EOS, model_max_length=512, clean_up_tokenization_spaces=False
+    )
 
 
 def build_model(tokenizer: PreTrainedTokenizerBase) -> Starcoder2ForCausalLM:
@@ -132,10 +147,15 @@ def train(model: Starcoder2ForCausalLM, tokenizer: PreTrainedTokenizerBase) -> N
         tokens += input_ids_BT.numel()
         if step % 100 == 99:
             seconds = time.monotonic() - started
-            print(f"step {step + 1}/{STEPS} loss {loss.item():.4f} {tokens / seconds:.0f} tokens/s {seconds:.0f} s", flush=True)
+            print(
+                f"step {step + 1}/{STEPS} loss {loss.item():.4f} {tokens / seconds:.0f} tokens/s {seconds:.0f} s",
+                flush=True,
+            )
 
 
-def held_out_loss(model: Starcoder2ForCausalLM, tokenizer: PreTrainedTokenizerBase, tasks: list[dict[str, str]]) -> float:
+def held_out_loss(
+    model: Starcoder2ForCausalLM, tokenizer: PreTrainedTokenizerBase, tasks: list[dict[str, str]]
+) -> float:
     """Nats a token over the solutions of the tasks (end of text included), given their prompts."""
     total, count = 0.0, 0
     for task in tasks:
@@ -168,7 +188,17 @@ def passed(rows: Iterator[dict[str, str]], tasks: list[dict[str, str]]) -> tuple
         files = [Path(folder, name) for name in ("samples.jsonl", "problems.jsonl", "verdicts.jsonl")]
         write_jsonl(files[0], rows)
         write_jsonl(files[1], tasks)
-        judge = [sys.executable, "-m", "eval", "judge", str(files[0]), "--problems", str(files[1]), "--out", str(files[2])]
+        judge = [
+            sys.executable,
+            "-m",
+            "eval",
+            "judge",
+            str(files[0]),
+            "--problems",
+            str(files[1]),
+            "--out",
+            str(files[2]),
+        ]
         subprocess.run(judge, check=True, stdout=subprocess.DEVNULL)
         verdicts = list(read_jsonl(files[2]))
     solved = {verdict["task_id"] for verdict in verdicts if verdict["passed"]}
@@ -196,7 +226,9 @@ def write_readme(out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="directory to write; a finished model there is only measured")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="directory to write; a finished model there is only measured"
+    )
     out = parser.parse_args().out
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -23,7 +23,8 @@ IN_HEAD = 0  # code of a gold log-probability that is already in the head
 TOP_CODE = 65534
 
 # f is convex: below its chord between 0 and 1, above the extended chord beyond 1.
-SIDE_N = np.where(np.array(NODES) < 1, -1.0, 1.0)
+BETA_N = np.array(NODES)
+SIDE_N = np.where(BETA_N < 1, -1.0, 1.0)
 
 Codes = dict[str, NDArray[Any]]
 
@@ -40,6 +41,8 @@ class Encoding(StrictModel):
     gap_step: float = Field(
         default=1 / 64, description="nats a code, distance of f from its chord at the other nodes", gt=0, le=1
     )
+    directions: int = Field(default=0, description="R, coordinates of the tail's shape a position", ge=0, le=1024)
+    coord_step: float = Field(default=0.1, description="a code, coordinates (unit: see cache/shape.py)", gt=0, le=1)
     nodes: tuple[float, ...] = Field(default=NODES, description="beta = 1/T at which the tail's mass is stored")
 
     @field_validator("nodes")
@@ -76,6 +79,7 @@ class FieldSpec:
 def fields(encoding: Encoding) -> tuple[FieldSpec, ...]:
     """The stored arrays, in the order their frames enter a window's checksum."""
     two = np.dtype("<u2")
+    coords = (FieldSpec("coords", two, 0, encoding.directions, 0),) if encoding.directions else ()
     return (
         FieldSpec("tokens", encoding.id_type(), 1, 1, 0),
         FieldSpec("head_sizes", encoding.size_type(), 0, 1, 0),
@@ -83,6 +87,7 @@ def fields(encoding: Encoding) -> tuple[FieldSpec, ...]:
         FieldSpec("head_values", two, 0, 0, 1),
         FieldSpec("tail", two, 0, len(encoding.nodes), 0),
         FieldSpec("gold", two, 0, 1, 0),
+        *coords,
     )
 
 
@@ -113,6 +118,7 @@ def encode_window(window: CachedWindow, encoding: Encoding) -> Codes:
     gold_P = np.maximum(_codes(-window.gold_P.astype(np.float64), encoding.value_step), 1)
     row_E = np.repeat(np.arange(positions), window.head_sizes_P)
     gold_P[row_E[window.head_ids_E == window.tokens[1:][row_E]]] = IN_HEAD
+    coords = {"coords": _encode_coords(window.coords_PR, encoding)} if encoding.directions else {}
     return {
         "tokens": window.tokens.astype(encoding.id_type()),
         "head_sizes": window.head_sizes_P.astype(encoding.size_type()),
@@ -120,7 +126,20 @@ def encode_window(window: CachedWindow, encoding: Encoding) -> Codes:
         "head_values": steps_E,
         "tail": _encode_tail(window.tail_PN, window.head_sizes_P, encoding).T.ravel(),
         "gold": gold_P,
+        **coords,
     }
+
+
+def _encode_coords(coords_PR: NDArray[np.float32], encoding: Encoding) -> NDArray[np.uint16]:
+    """Codes [R * P], direction after direction: 0, -1, 1, -2, ... become 0, 1, 2, 3, ... so small ones have a zero byte."""
+    codes_RP = np.clip(np.rint(coords_PR.T.astype(np.float64) / encoding.coord_step), -32767, 32767).astype(np.int32)
+    return np.asarray(np.where(codes_RP < 0, -2 * codes_RP - 1, 2 * codes_RP), dtype="<u2").ravel()
+
+
+def _decode_coords(codes: NDArray[Any], encoding: Encoding) -> NDArray[np.float32]:
+    codes_RP = codes.reshape(encoding.directions, -1).astype(np.int32)
+    signed_RP = np.where(codes_RP & 1, -(codes_RP >> 1) - 1, codes_RP >> 1)
+    return np.ascontiguousarray(signed_RP.T * np.float32(encoding.coord_step), dtype=np.float32)
 
 
 def _wrong_with(window: CachedWindow, encoding: Encoding) -> str:
@@ -160,8 +179,7 @@ def _encode_tail(
 def _chord(mass_P: NDArray[np.float64], head_sizes_P: NDArray[np.int32], vocab_size: int) -> NDArray[np.float64]:
     """[P, N]: the straight line through f(0) = log(V - head size) and f(1), at the nodes."""
     nothing_P = np.log(np.maximum(vocab_size - head_sizes_P, 1).astype(np.float64))
-    beta_N = np.array(NODES)
-    return nothing_P[:, None] + beta_N * (mass_P - nothing_P)[:, None]
+    return nothing_P[:, None] + BETA_N * (mass_P - nothing_P)[:, None]
 
 
 def _decode_tail(
@@ -188,6 +206,8 @@ def decode_window(
     _check_codes(tokens, head_sizes_P, head_ids_E, encoding)
     starts_P = np.cumsum(head_sizes_P) - head_sizes_P
     values_E = _running_sums(codes["head_values"], starts_P, head_sizes_P)
+    none_PR = np.zeros((len(head_sizes_P), 0), np.float32)
+    coords_PR = _decode_coords(codes["coords"], encoding) if encoding.directions else none_PR
     tail_PN = codes["tail"].reshape(len(NODES), -1).T
     if (tail_PN[head_sizes_P == encoding.vocab_size, ONE] != NO_TAIL).any():
         raise ValueError("a tail beside a head that is the whole vocabulary")
@@ -198,10 +218,10 @@ def decode_window(
         tokens=tokens,
         head_sizes_P=head_sizes_P,
         head_ids_E=head_ids_E,
-        head_logprobs_E=(values_E * -encoding.value_step).astype(np.float32),
+        head_logprobs_E=_logprobs(values_E, encoding),
         tail_PN=_decode_tail(tail_PN, head_sizes_P, encoding),
         gold_P=_decode_gold(codes["gold"], tokens, head_sizes_P, head_ids_E, values_E, encoding),
-        coords_PR=np.zeros((len(head_sizes_P), 0), np.float32),
+        coords_PR=coords_PR,
     )
 
 
@@ -218,13 +238,13 @@ def _check_codes(
 
 
 def _running_sums(steps_E: NDArray[Any], starts_P: NDArray[np.int64], sizes_P: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Undo the distances: sums that start again at each position."""
-    sums_E = np.cumsum(steps_E, dtype=np.int64)
-    before_P = sums_E[starts_P] - steps_E[starts_P]
-    values_E: NDArray[np.int64] = sums_E - np.repeat(before_P, sizes_P)
-    if values_E.max() > TOP_CODE:
+    """Undo the distances: sums that start again at each position, which is a step back by the sum so far."""
+    signed_E = steps_E.astype(np.int64)
+    last_P = np.add.reduceat(signed_E, starts_P)  # the least likely entry of each head, since steps only go down
+    if last_P.max() > TOP_CODE:
         raise ValueError("log-probabilities below the smallest that can be stored")
-    return values_E
+    signed_E[starts_P[1:]] -= last_P[:-1]
+    return np.cumsum(signed_E, out=signed_E)
 
 
 def _decode_gold(
@@ -238,11 +258,16 @@ def _decode_gold(
     gold_P = codes_P.astype(np.int64)
     if gold_P.max() > TOP_CODE:
         raise ValueError("gold below the smallest log-probability that can be stored")
-    row_E = np.repeat(np.arange(len(sizes_P)), sizes_P)
-    hits_E = ids_E == tokens[1:][row_E]
-    in_head_P = np.zeros(len(sizes_P), bool)
-    in_head_P[row_E[hits_E]] = True
-    if not np.array_equal(in_head_P, gold_P == IN_HEAD):
+    places = np.flatnonzero(ids_E == np.repeat(tokens[1:], sizes_P))
+    rows = np.searchsorted(np.cumsum(sizes_P), places, side="right")
+    if not np.array_equal(rows, np.flatnonzero(gold_P == IN_HEAD)):
         raise ValueError("gold says it is in the head where it is not, or the reverse")
-    gold_P[row_E[hits_E]] = values_E[hits_E]
-    return (gold_P * -encoding.value_step).astype(np.float32)
+    gold_P[rows] = values_E[places]
+    return _logprobs(gold_P, encoding)
+
+
+def _logprobs(codes: NDArray[np.int64], encoding: Encoding) -> NDArray[np.float32]:
+    """-codes * step in float64, rounded once; a code of 0 is 0.0, not -0.0."""
+    exact = codes * -encoding.value_step
+    exact += 0.0
+    return exact.astype(np.float32)

@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, StringConstraints, ValidationError
+from pydantic import Field, JsonValue, StringConstraints, ValidationError, model_validator
 
 from cache.encoding import Encoding
+from cache.shape import TailShape
 from shared.config import StrictModel
 from shared.errors import RunError, UsageError
 from shared.tokenizer import TokenizerFingerprint
@@ -60,8 +61,22 @@ class Identity(StrictModel):
     windows: dict[str, JsonValue] = Field(description="how documents were cut")
     selection: Selection
     encoding: Encoding
-    shape: None = Field(default=None, description="tail shape: basis and step; null while only the tail's mass is kept")
+    shape: TailShape | None = Field(default=None, description="tail shape; null where only the tail's mass is kept")
     windows_per_shard: int = Field(description="windows in every shard but the last", ge=1)
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Identity:
+        directions = self.shape.directions if self.shape else 0
+        if (self.selection.k, directions) != (self.encoding.k, self.encoding.directions):
+            raise ValueError("selection, shape and encoding of the same k and directions")
+        return self
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> Identity:
+        directions, step = (self.shape.directions, self.shape.step) if self.shape else (0, self.encoding.coord_step)
+        if (directions, step) != (self.encoding.directions, self.encoding.coord_step):
+            raise ValueError("an encoding with the tail shape's directions and step")
+        return self
 
 
 class ShardEntry(StrictModel):
@@ -88,7 +103,7 @@ class Fidelity(StrictModel):
     """What the record keeps of the teacher at one temperature, measured while the full logits were still there.
 
     Means over a random sample of positions; `_max` is the worst of them. The rebuilt distribution has the stored head, the
-    stored tail mass and a uniform tail.
+    stored tail mass, and within the tail the stored shape (an even tail where none is kept).
     """
 
     temperature: float
@@ -137,6 +152,11 @@ class Manifest(StrictModel):
     def cache_id(self) -> str:
         """16 hex characters that name this content."""
         return digest_of(self)[:16]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all that a student reads: the shards, and the tail shape's basis where there is one."""
+        return self.total("bytes") + (self.identity.shape.bytes if self.identity.shape else 0)
 
     def total(self, field: str) -> int:
         """Sum of a shard entry's field over all shards."""

@@ -184,6 +184,8 @@ def read_index(path: Path, encoding: Encoding | None = None) -> ShardIndex:
         index = {name: file[name][...] for name in (*INDEX_TYPES, "document")}
         if _index_digest(index, texts) != read_text_attribute(file, "index_sha256", path):
             raise _unfit(path, "an index that fits its checksum", "a damaged one")
+        if ("coords" in file) != (own.directions > 0):
+            raise _unfit(path, f"{own.directions} coordinates a position, as its encoding says", "others")
         if any(file[spec.name].dtype != spec.dtype for spec in fields(own)):
             raise _unfit(path, "the types its encoding asks for", "others")
         tables = {spec.name: chunk_table(file[spec.name], path) for spec in fields(own)}

@@ -41,6 +41,8 @@ FIELD_NAMES = {
     "tail": ("uint16",),
     "gold": ("uint16",),
 }
+COORDS = {"coords": ("uint16",)}
+"""The tail's coordinates: only in caches that keep its shape."""
 DATASETS = INDEX_NAMES.keys() | FIELD_NAMES.keys()
 ATTRIBUTES = {"format", "version", "encoding", "summary", "index_sha256"}
 FORMAT, VERSION = "codestill-shard", 1
@@ -74,6 +76,8 @@ def open_checked(path: Path) -> Iterator[h5py.File]:
     require_plain_file(path)
     try:
         with h5py.File(path, "r", locking=False) as file:
+            if file.userblock_size:
+                raise _refuse(path, "HDF5 from the first byte", f"{file.userblock_size} bytes of something else")
             _check_attributes(file, path)
             _check_names(file, path)
             _check_datasets(file, path)
@@ -94,15 +98,16 @@ def _check_attributes(file: h5py.File, path: Path) -> None:
 
 def _check_names(file: h5py.File, path: Path) -> None:
     """Exactly our datasets, each a hard link to a dataset whose bytes lie in this file."""
-    if len(file) != len(DATASETS) or set(file) != DATASETS:
+    names = DATASETS | COORDS.keys() if "coords" in file else DATASETS
+    if len(file) != len(names) or set(file) != names:
         raise _refuse(path, "exactly the datasets of the format", f"{len(file)} objects of other names")
-    for name in sorted(DATASETS):
+    for name in sorted(names):
         link = file.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink):
             raise _refuse(path, f"'{name}' inside the file", f"a {type(link).__name__}")
         if file.get(name, getclass=True) is not h5py.Dataset:
             raise _refuse(path, f"'{name}' to be a dataset", "another object")
-    for name in sorted(DATASETS):
+    for name in sorted(names):
         _check_storage(file[name], path)
 
 
@@ -122,7 +127,7 @@ def _check_datasets(file: h5py.File, path: Path) -> None:
         raise _refuse(path, f"1 to {MAX_WINDOWS} windows", f"shape {shape}")
     for name, kind in INDEX_NAMES.items():
         _check_index(file[name], kind, shape[0], path)
-    for name, kinds in FIELD_NAMES.items():
+    for name, kinds in (FIELD_NAMES | COORDS if "coords" in file else FIELD_NAMES).items():
         _check_field(file[name], kinds, shape[0], path)
 
 

@@ -18,6 +18,7 @@ from cache.inspect import printable
 from cache.manifest import MANIFEST, TOKENIZER_FOLDER, Manifest, read_manifest
 from cache.reader import ShardReader
 from cache.record import CachedWindow
+from cache.shape import BASIS
 from cache.shard import read_index
 from cache.tail import ONE
 from shared.errors import RunError
@@ -67,6 +68,8 @@ def verify(directory: Path, level: Level = "hash", *, progress: bool = False) ->
 def _expected(manifest: Manifest) -> list[tuple[str, int, str]]:
     """(relative name, bytes, sha256) of every file the manifest names."""
     shards = [(shard.name, shard.bytes, shard.sha256) for shard in manifest.shards]
+    if (shape := manifest.identity.shape) is not None:
+        shards.append((BASIS, shape.bytes, shape.sha256))
     return shards + [(f"{TOKENIZER_FOLDER}/{file.name}", file.bytes, file.sha256) for file in manifest.tokenizer_files]
 
 

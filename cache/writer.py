@@ -29,6 +29,7 @@ from cache.manifest import (
     read_manifest,
 )
 from cache.record import CachedWindow
+from cache.shape import BASIS
 from cache.shard import ShardIndex, read_index, shard_bytes
 from cache.structure import require_plain_file
 from shared.errors import RunError, UsageError
@@ -37,7 +38,7 @@ from shared.files import atomic_write, require_fresh_directory, sha256_file, syn
 PROGRESS_FOLDER = ".capture"
 PLAN, LOCK = "plan.json", "lock"
 SHARD_NAME = re.compile(r"([0-9]{5})-([0-9a-f]{12})\.h5")
-HALF_WRITTEN = re.compile(r"\.([0-9]{5}-[0-9a-f]{12}\.h5|manifest\.json)\..+\.tmp")
+HALF_WRITTEN = re.compile(r"\.([0-9]{5}-[0-9a-f]{12}\.h5|manifest\.json|basis\.safetensors)\..+\.tmp")
 MAX_SHARDS = 100_000  # five digits in a shard's name
 
 
@@ -91,11 +92,12 @@ class CacheWriter:
         atomic_write(path, raw)
         self.sealed[number], self._hashes[number] = path, sha256
 
-    def finish(self, tokenizer: Path, **report: Any) -> Manifest:
+    def finish(self, tokenizer: Path, *, basis: bytes | None = None, **report: Any) -> Manifest:
         """Move the tokenizer in, write the manifest, and remove the traces of the work.
 
         Args:
             tokenizer: a folder inside DIR/.capture with the teacher's tokenizer files.
+            basis: basis.safetensors, where the identity has a tail shape.
             report: the manifest's counts, fidelity, teacher_loss and made_with.
         Raises:
             RunError: the sealed shards are not the corpus that was counted, or another capture took over.
@@ -108,6 +110,8 @@ class CacheWriter:
         _keep_plain_files(tokenizer)
         tokenizer.rename(final)
         sync_directory(self.directory)
+        if basis is not None:
+            atomic_write(self.directory / BASIS, basis)
         files = tuple(_file_entry(path) for path in sorted(final.iterdir()))
         manifest = Manifest(identity=self.identity, shards=shards, tokenizer_files=files, **report)
         atomic_write(self.directory / MANIFEST, manifest_text(manifest))
@@ -189,7 +193,7 @@ def writing(directory: Path, identity: Identity) -> Iterator[CacheWriter]:
 
 
 def _require_ours(directory: Path) -> None:
-    allowed = [PROGRESS_FOLDER, TOKENIZER_FOLDER, *_shards(directory)]
+    allowed = [PROGRESS_FOLDER, TOKENIZER_FOLDER, BASIS, *_shards(directory)]
     require_fresh_directory(directory, allowed=allowed, what="cache directory")
 
 

@@ -59,10 +59,10 @@ def draw_curves(curves: Sequence[Curves]) -> bytes:
     """The six panels as a PNG: one row a split, one column a loss, one line a student."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=INCHES, dpi=DOTS_PER_INCH, layout="constrained")
+    figure = Figure(figsize=INCHES, dpi=DOTS_PER_INCH, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1))
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(h_pad=0.1, w_pad=0.08)  # inches between panels
     grid = figure.subplots(len(SPLITS), len(LOSSES), sharex=True)
     for axes_row, split in zip(grid, SPLITS, strict=True):
         for axes, (key, title) in zip(axes_row, LOSSES.items(), strict=True):

@@ -25,17 +25,15 @@ LOSSES = "perplexity.jsonl"
 LATENCIES = "latency.jsonl"
 RECORD = "run.json"
 REPORT_JSON, REPORT_MD, REPORT_HTML, CURVES_PNG = "report.json", "report.md", "report.html", "curves.png"
-NAMES = (
-    COMPLETIONS,
-    VERDICTS,
-    LOSSES,
-    LATENCIES,
-    RECORD,
-    REPORT_JSON,
-    REPORT_MD,
-    REPORT_HTML,
-    CURVES_PNG,
-)
+SAMPLE_FIELDS = ("model", "task_set", "task_id", "index")
+ROW_FIELDS = {
+    COMPLETIONS: (*SAMPLE_FIELDS, "completion", "finish"),
+    VERDICTS: (*SAMPLE_FIELDS, "passed", "verdict", "isolation"),
+    LOSSES: ("model", "loss"),
+    LATENCIES: ("model", "mean"),
+}
+NAMES = (*ROW_FIELDS, RECORD, REPORT_JSON, REPORT_MD, REPORT_HTML, CURVES_PNG)
+SECTIONS = ("tasks", "models", "prompts", "held_out")
 FREE = {"out", "models", "tasks", "batch_size", "k", "judge.jobs"}  # no effect on what is in the files, or kept apart
 
 
@@ -50,16 +48,28 @@ class Folder:
         """
         require_fresh_directory(config.out, allowed=NAMES, what="eval.out")
         self.path = config.out
-        self.record: dict[str, Any] = {"format": 1, "settings": _settings(config), "tasks": {}, "models": {}, "prompts": {}}
-        if (self.path / RECORD).is_file():
+        self.record: dict[str, Any] = {"format": 1, "settings": _settings(config)}
+        self.record |= {section: {} for section in SECTIONS}
+        for name in ROW_FIELDS:
+            repair_jsonl(self.path / name)
+        if (self.path / RECORD).is_file() and any((self.path / name).is_file() for name in ROW_FIELDS):
             self.record = _read_record(self.path / RECORD)
             self._require_same("", self.record["settings"], _settings(config))
-        for name in (COMPLETIONS, VERDICTS, LOSSES, LATENCIES):
-            repair_jsonl(self.path / name)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """Rows of one of the JSONL files; none while it does not exist."""
-        return list(read_jsonl(self.path / name)) if (self.path / name).is_file() else []
+        """Rows of one of the JSONL files; none while it does not exist.
+
+        Raises:
+            UsageError: a row that is not of this file.
+        """
+        rows = list(read_jsonl(self.path / name)) if (self.path / name).is_file() else []
+        for number, row in enumerate(rows, 1):
+            if missing := [field for field in ROW_FIELDS[name] if field not in row]:
+                do = "remove the file; it is made again"
+                raise UsageError(
+                    f"{self.path / name} row {number}", expected=f"a field '{missing[0]}'", got="none", do=do
+                )
+        return rows
 
     def note(self, section: str, name: str, facts: dict[str, Any]) -> None:
         """Record facts under a name, or compare them with those recorded before.

@@ -103,7 +103,7 @@ class Generator:
         """The completions.jsonl rows of a batch, in its order.
 
         Raises:
-            RunError: one sequence alone does not fit the device's memory.
+            RunError: one sequence alone does not fit the device's memory, or the model's logits are no numbers.
         """
         if len(batch) > (most := self.most):  # kept, since the first part may halve self.most
             return [*self.rows(batch[:most]), *self.rows(batch[most:])]
@@ -158,10 +158,11 @@ class Generator:
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
     def _sampler(self, batch: Sequence[Request], length: int) -> LogitsProcessorList:
-        if self.config.temperature == 0:
-            return LogitsProcessorList([])
-        draws_BT = np.stack([self._draws(request) for request in batch])
-        return LogitsProcessorList([Choose(draws_BT, length, self.config, self.loaded.device)])
+        steps: list[LogitsProcessor] = [RequireNumbers(self.loaded.name)]
+        if self.config.temperature > 0:
+            draws_BT = np.stack([self._draws(request) for request in batch])
+            steps.append(Choose(draws_BT, length, self.config, self.loaded.device))
+        return LogitsProcessorList(steps)
 
     def _draws(self, request: Request) -> NDArray[np.float32]:
         name = f"{self.config.seed}/{self.task_set}/{request.task_id}/{request.index}"
@@ -195,6 +196,24 @@ class Generator:
             for ids in ([*prompt_ids, *new_ids], list(prompt_ids))
         )
         return str(whole[len(prompt) :])
+
+
+class RequireNumbers(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed here
+    """Stops a model whose training diverged, which would otherwise answer something and score 0."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Logits [B, V], unchanged.
+
+        Raises:
+            RunError: one of them is not a number.
+        """
+        if bool(scores.isnan().any()):
+            do = "train it again, or take an earlier checkpoint"
+            raise RunError(f"model '{self.name}'", expected="logits that are numbers", got="NaN", do=do)
+        return scores
 
 
 class Choose(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed here

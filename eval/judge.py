@@ -123,9 +123,7 @@ def _stream(
     if not first:
         return
     court = _Court(plans, Calibration(limits))
-    pool = Pool(
-        min(jobs, len(first)), allow_weak_sandbox=allow_weak_sandbox, work=court.judge, give_up=court.give_up
-    )
+    pool = Pool(min(jobs, len(first)), allow_weak_sandbox=allow_weak_sandbox, work=court.judge, give_up=court.give_up)
     answers: dict[tuple[str, str], Answer] = {}
     with closing(_bar(pool.run(list(first.values())), len(first), progress)) as results:
         for sample in todo:
@@ -171,8 +169,13 @@ def _verdict(sample: _Sample, answer: Answer) -> Verdict:
         index=sample.index,
         passed=answer["verdict"] == "passed",
         verdict=answer["verdict"],
-        detail=answer["detail"],
+        detail=_printable(answer["detail"]),
         cpu_s=answer["cpu_s"],
         wall_s=answer["wall_s"],
         isolation=answer["isolation"],
     )
+
+
+def _printable(text: str) -> str:
+    """One line that any file and terminal takes: a program chose part of it (lone surrogates, escape sequences)."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())

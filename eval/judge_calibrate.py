@@ -72,7 +72,9 @@ class Calibration:
     def _measure(self, server: Server, task: Task, plan: Plan) -> _Setting:
         broken = ""
         for reach in REACHES:
-            setting = replace(self._default, reach=reach, cpu_seconds=max(REFERENCE_CPU_SECONDS, self._default.cpu_seconds))
+            setting = replace(
+                self._default, reach=reach, cpu_seconds=max(REFERENCE_CPU_SECONDS, self._default.cpu_seconds)
+            )
             answer = self._ask(server, plan, task.program(task.reference), setting)
             if answer["verdict"] == "passed":
                 needed = math.ceil(REFERENCE_FACTOR * answer["cpu_s"])

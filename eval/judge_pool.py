@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import queue
+import shutil
 import subprocess
 import sys
 import threading
@@ -50,11 +51,13 @@ class Server:
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._inbox, self._outbox = self._process.stdin.fileno(), self._process.stdout.fileno()
+        self._folder: Path | None = None
         try:
             hello = self._read()
         except ServerDied as error:
             self.stop()
             raise RunError("the judging server did not start", got=str(error), do="see the lines above") from None
+        self._folder = Path(hello["folder"])
         self.isolation = ("weak: " if hello["missing"] else "") + "+".join(hello["parts"])
         if hello["missing"] and not allow_weak_sandbox:
             self.stop()
@@ -98,6 +101,8 @@ class Server:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)  # a server that was killed could not
 
 
 class Pool(Generic[JobT, ResultT]):
@@ -149,6 +154,8 @@ class Pool(Generic[JobT, ResultT]):
                 server.stop()
             for thread in threads:
                 thread.join()
+            for server in self._servers:
+                server.stop()  # again: a thread may have replaced its server meanwhile
 
     def _in_order(self, count: int) -> Iterator[ResultT]:
         early: dict[int, ResultT] = {}

@@ -130,11 +130,25 @@ def judge_file(samples: Path, problems: Path, out: Path, settings: JudgeSettings
         raise UsageError(
             str(out.parent), expected="a directory", got="nothing there", do="make it, or choose another --out"
         )
-    repair_jsonl(out)
-    known = list(read_jsonl(out)) if out.is_file() else []
-    for some in judge_rows(rows, tasks, known, settings):
+    for some in judge_rows(rows, tasks, _known(out), settings):
         append_jsonl(out, some)
     return _summary(tasks, list(read_jsonl(out)), out)
+
+
+def _known(out: Path) -> list[Row]:
+    """Verdict rows from before. A file of anything else is refused before its torn last line could be cut off.
+
+    Raises:
+        UsageError: a row that is no verdict of ours.
+    """
+    if not out.is_file():
+        return []
+    with out.open("rb") as file:
+        first = file.readline()
+    if first and b'"judged"' not in first:
+        raise UsageError(str(out), expected="a verdict file or none", got="another file", do="choose another --out")
+    repair_jsonl(out)
+    return list(read_jsonl(out))
 
 
 def _summary(tasks: Sequence[Task], verdicts: Sequence[Row], out: Path) -> Row:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from cache.reader import Cache, open_cache
 from cache.record import CachedWindow
 from eval.models import LoadedModel
-from shared.errors import UsageError
+from shared.errors import RunError, UsageError
 from shared.tokenizer import fingerprint, require_same
 
 TOKENS_PER_BATCH = 2048  # padded; bounds the logits: 2048 x 49,152 in bfloat16 are 0.2 GB
@@ -45,7 +45,7 @@ def held_out_loss(loaded: LoadedModel, directory: Path, *, mask_prompt: bool) ->
         mask_prompt: leave prompt tokens out, as training does.
     Raises:
         UsageError: another tokenizer, windows longer than the model's positions, or no token left to count.
-        RunError: a damaged cache.
+        RunError: a damaged cache, or a loss that is not finite.
     """
     cache = open_cache(directory)
     _check(loaded, cache, directory)
@@ -61,6 +61,9 @@ def held_out_loss(loaded: LoadedModel, directory: Path, *, mask_prompt: bool) ->
             f"cache {directory}", expected="tokens that are not prompt", got="none", do="set mask_prompt=false"
         )
     loss = total / tokens
+    if not math.isfinite(loss):
+        do = "train it again, or take an earlier checkpoint"
+        raise RunError(f"model '{loaded.name}'", expected="a finite held-out loss", got=str(loss), do=do)
     return HeldOutLoss(loss, math.exp(min(loss, 700.0)), tokens, len(cache))  # exp(709) is the largest float
 
 

@@ -99,7 +99,8 @@ def describe_protocol(spec: TaskSpec, config: EvalConfig) -> str:
     if config.temperature > 0:
         how = f"{config.samples} samples at T = {config.temperature:g}, top-p {config.top_p:g}, seed {config.seed}"
     preset = PRESETS[spec.prompt_preset].id
-    return f"prompt preset {preset}; {how}; at most {config.max_new_tokens} new tokens; {config.dtype}"
+    latency = f"latency of {config.latency.new_tokens} new tokens, batch 1, greedy"
+    return f"prompt preset {preset}; {how}; at most {config.max_new_tokens} new tokens; {config.dtype}; {latency}"
 
 
 class _Results:

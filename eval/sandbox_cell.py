@@ -15,13 +15,14 @@ import random
 import signal
 import socket
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from eval.sandbox_confine import Confinement, become_reaper, limit, try_namespaces, try_private_root, wipe
+from eval.sandbox_confine import Confinement, become_reaper, fences, limit, own_root, raise_fence, wipe
 from eval.sandbox_wire import WireError, decode, encode, read_frame, write_frame
 
 CHANNEL = 3  # the descriptor of the cell's pipe to the tester; 0, 1 and 2 are /dev/null
@@ -53,32 +54,45 @@ def run_zygote(control: socket.socket, folder: Path) -> NoReturn:
         control: a SEQPACKET pair with eval/sandbox_server.py; a request carries the cell's end of the pipe.
         folder: an empty folder of ours; the program's private one, or the root of its private world.
     """
-    fenced = try_namespaces()
-    if fenced and os.fork():
-        os._exit(0)  # the child is process 1 of the new world and adopts every orphan there
+    granted = fences(folder)
+    if granted >= 1:
+        raise_fence()
     become_reaper()
     clock = _open_proc()
-    own_root = fenced and try_private_root(folder)
-    writable = Path("/tmp") if own_root else folder
+    if granted == 2:
+        own_root(folder)
+    writable = Path("/tmp") if granted == 2 else folder
     os.chdir(writable)
+    tempfile.tempdir = str(writable)
     _silence()
     confinement = Confinement(writable)
     confinement.close_files()
-    parts = (["namespaces"] if fenced else []) + (["private root"] if own_root else []) + confinement.parts
-    control.send(json.dumps({"parts": parts, "missing": confinement.missing, "private_root": own_root}).encode())
+    parts = ["namespaces", "private root"][:granted] + confinement.parts
+    control.send(json.dumps({"parts": parts, "missing": confinement.missing, "private_root": granted == 2}).encode())
     gc.collect()
     gc.freeze()
     while True:
         raw, channels, _, _ = socket.recv_fds(control, 4096, 1)
         if not raw:
             os._exit(0)
-        _one_cell(json.loads(raw), channels[0], control, confinement, clock, fenced)
+        report = _one_cell(json.loads(raw), channels[0], control, confinement, clock, fenced=granted >= 1)
         wipe(writable)
+        try:
+            control.send(json.dumps(report).encode())
+        except ConnectionError:
+            os._exit(0)  # the server is gone
 
 
 def _one_cell(
-    request: dict[str, Any], channel: int, control: socket.socket, confinement: Confinement, clock: int, fenced: bool
-) -> None:
+    request: dict[str, Any],
+    channel: int,
+    control: socket.socket,
+    confinement: Confinement,
+    clock: int,
+    *,
+    fenced: bool,
+) -> dict[str, float]:
+    """Fork a cell, let it live until the server says so; its exit status and CPU seconds."""
     pid = os.fork()
     if pid == 0:
         _become_cell(request, channel, control, confinement, clock)
@@ -87,11 +101,7 @@ def _one_cell(
     _kill(pid, everything=fenced)
     _, status, usage = os.wait4(pid, 0)
     _reap_orphans(everything=fenced)
-    report = {"status": os.waitstatus_to_exitcode(status), "cpu": usage.ru_utime + usage.ru_stime}
-    try:
-        control.send(json.dumps(report).encode())
-    except BrokenPipeError:
-        os._exit(0)
+    return {"status": os.waitstatus_to_exitcode(status), "cpu": usage.ru_utime + usage.ru_stime}
 
 
 def _kill(pid: int, *, everything: bool) -> None:

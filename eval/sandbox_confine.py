@@ -77,27 +77,41 @@ class Confinement:
             self._seccomp.install()
 
 
-def try_namespaces() -> bool:
-    """Enter new namespaces, the next fork being process 1 there; False where the system denies them."""
+def fences(folder: Path) -> int:
+    """What the system grants a process here: 0 nothing, 1 namespaces, 2 also a private root at `folder`.
+
+    Tried in a child that ends at once: half of either cannot be undone, and some systems grant only half.
+    """
     if sys.platform != "linux":
-        return False
+        return 0
+    if pid := os.fork():
+        return max(0, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    granted = 0
     try:
         enter_namespaces()
+        if pid := os.fork():
+            granted = max(1, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        else:
+            granted = 1
+            private_root(folder)
+            granted = 2
     except OSError:
-        return False
-    return True
+        os._exit(granted)
+    os._exit(granted)
 
 
-def try_private_root(folder: Path) -> bool:
-    """Make `folder` the root, with a writable /tmp in memory; False where mounting is denied."""
-    if sys.platform != "linux":
-        return False
-    try:
+def raise_fence() -> None:
+    """Enter new namespaces; the caller goes on as process 1 there, and the process it was ends."""
+    if sys.platform == "linux":
+        enter_namespaces()
+        if os.fork():
+            os._exit(0)
+
+
+def own_root(folder: Path) -> None:
+    """Make `folder` the root, with a writable /tmp in memory; only where `fences` says 2."""
+    if sys.platform == "linux":
         private_root(folder)
-    except OSError:
-        os.chdir(folder)
-        return False
-    return True
 
 
 def limit(cpu_seconds: int, memory_bytes: int) -> None:

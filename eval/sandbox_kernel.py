@@ -34,7 +34,9 @@ _ALL_RIGHTS = (1 << 16) - 1  # ABI 5 and later
 _FOLDER_RIGHTS = ((1 << 16) - 1) & ~(1 | 1 << 6 | 1 << 9 | 1 << 11 | 1 << 15)  # no programs, devices, sockets, ioctls
 
 # namespaces(7), mount(2)
-_NEW_NAMESPACES = 0x10000000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000 | 0x00020000  # user pid net ipc uts mnt
+_NEW_NAMESPACES = (
+    0x10000000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000 | 0x00020000
+)  # user pid net ipc uts mnt
 _MS_PRIVATE, _MS_REC, _MS_BIND, _MS_REMOUNT = 1 << 18, 1 << 14, 1 << 12, 1 << 5
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MNT_DETACH = 1, 2, 4, 2
 TMPFS_BYTES, TMPFS_FILES = 64 << 20, 4096
@@ -128,7 +130,14 @@ def readable_places() -> Iterator[tuple[Path, int]]:
     for folder in (Path(sys.base_prefix, "lib"), Path(sys.base_prefix, "lib64")):
         for shared in folder.glob("*.so*"):  # conda and Docker images keep libssl and libpython beside site-packages
             yield shared, _READ_FILE
-    for name in ("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo", "/dev/urandom", "/dev/random", "/dev/zero"):
+    for name in (
+        "/etc/ld.so.cache",
+        "/etc/localtime",
+        "/usr/share/zoneinfo",
+        "/dev/urandom",
+        "/dev/random",
+        "/dev/zero",
+    ):
         yield Path(name), _READ_FILE | _READ_DIR
     yield Path("/dev/null"), _READ_FILE | _WRITE_FILE | _TRUNCATE
 
@@ -183,7 +192,13 @@ def private_root(folder: Path) -> None:
         if link.is_symlink():
             (folder / link.name).symlink_to(link.readlink())
     (folder / "tmp").mkdir()
-    _mount("tmpfs", f"{folder}/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={TMPFS_BYTES},nr_inodes={TMPFS_FILES},mode=700")
+    _mount(
+        "tmpfs",
+        f"{folder}/tmp",
+        "tmpfs",
+        _MS_NOSUID | _MS_NODEV,
+        f"size={TMPFS_BYTES},nr_inodes={TMPFS_FILES},mode=700",
+    )
     (folder / "old").mkdir()
     _check(int(_LIBC.pivot_root(os.fsencode(folder), os.fsencode(folder / "old"))), "pivot_root")
     os.chdir("/tmp")

@@ -70,7 +70,7 @@ _KILL = """
 
 _SPECIAL = """
     open:2: openat:257:56 clone:56:220 clone3:435:435 socketpair:53:199 prlimit64:302:261 ioctl:16:29 prctl:157:167
-    kill:62:129 tgkill:234:131
+    fcntl:72:25 kill:62:129 tgkill:234:131
 """
 
 _ARCHES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of the tables, AUDIT_ARCH of the kernel

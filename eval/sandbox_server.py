@@ -63,7 +63,9 @@ def main() -> NoReturn:
         importlib.import_module(name)
     become_reaper()
     folder = Path(tempfile.mkdtemp(prefix="codestill-judge-")).resolve()
-    control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM)
+    control, theirs = socket.socketpair(
+        socket.AF_UNIX, socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
+    )
     if os.fork() == 0:
         os.close(inbox)
         os.close(outbox)
@@ -89,7 +91,7 @@ class Server:
         raw = control.recv(4096)
         if not raw:
             sys.exit("the sandbox could not be set up on this machine")
-        self.hello: dict[str, Any] = json.loads(raw)
+        self.hello: dict[str, Any] = {**json.loads(raw), "folder": str(folder)}
 
     def close(self) -> NoReturn:
         """End the zygote and everything under it, remove the folder, exit."""
@@ -107,11 +109,11 @@ class Server:
     def judge(self, request: dict[str, Any]) -> dict[str, Any]:
         """Judge one program: `verdict`, `detail`, `cpu_s` of the program, `wall_s`."""
         began = time.monotonic()
+        bench = self._bench_for(request)  # before the pair, which it must not inherit
         ours, theirs = socket.socketpair()
         limits = {"cpu_seconds": request["cpu_seconds"], "memory_bytes": request["memory_bytes"]}
         socket.send_fds(self._control, [json.dumps(limits).encode()], [theirs.fileno()])
         theirs.close()
-        bench = self._bench_for(request)
         bench.put({name: request[name] for name in ("program", "stubs", "entry_point", "reach")}, ours)
         ours.close()
         end = self._watch(bench, request["cpu_seconds"])

@@ -142,7 +142,7 @@ class Cell:
         raise self._exception(answer)
 
     def _gone(self, why: str) -> CellLost:
-        self.lost = CellLost(why)  # remembered: a bare `except:` in a test text must not make a pass of it
+        self.lost = CellLost(why)  # remembered: a test text that catches everything must not make a pass of it
         return self.lost
 
     def _exception(self, answer: Any) -> BaseException:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from cache.manifest import read_manifest
 from eval.config import EvalConfig, ModelSpec
 from eval.curves import draw_curves, read_curves
 from eval.folder import (
@@ -55,12 +55,15 @@ class Evaluation:
         """Open everything that is cheap, so that mistakes show before any model is loaded.
 
         Raises:
-            UsageError: tasks that cannot be read, or a folder of other settings.
+            UsageError: tasks or a held-out cache that cannot be read, or a folder of other settings.
         """
         self.config = config
         self.task_sets = open_task_sets(config)
+        cache_id = read_manifest(config.held_out).cache_id if config.held_out is not None else None
         self._loaded_before = False
         self.folder = Folder(config)
+        if cache_id is not None:
+            self.folder.note("held_out", "cache", {"id": cache_id})
         for spec in config.tasks:
             tasks = self.task_sets[spec.title]
             facts = {"tasks": len(tasks), "preset": PRESETS[spec.prompt_preset].id, "sha256": tasks_fingerprint(tasks)}
@@ -153,19 +156,19 @@ class Evaluation:
         atomic_write(self.folder.path / REPORT_HTML, render_html(report, png))
         return report
 
-    def _locate(self) -> Iterator[ModelFiles]:
-        """Each model's files, its weights compared with those recorded."""
+    def _locate(self) -> list[ModelFiles]:
+        """Each model's files, its weights compared with those recorded; all of them before any is loaded."""
         from eval.models import count_parameters, locate
 
-        for spec in self.config.models:
-            files = locate(spec)
+        found = [locate(spec) for spec in self.config.models]
+        for files in found:
             facts = {"identity": files.identity, "size_mb": files.size_mb, "parameters": count_parameters(files)}
-            self.folder.note("models", spec.name, facts)
-            yield files
+            self.folder.note("models", files.spec.name, facts)
+        return found
 
-    def _lacking(self, name: str) -> Iterator[ModelFiles]:
+    def _lacking(self, name: str) -> list[ModelFiles]:
         done = {row["model"] for row in self.folder.rows(name)}
-        return (files for files in self._locate() if files.spec.name not in done)
+        return [files for files in self._locate() if files.spec.name not in done]
 
     def _load(self, files: ModelFiles) -> LoadedModel:
         from eval.models import load, resolve_device
@@ -184,6 +187,7 @@ class Evaluation:
             },
             "tasks": {title: record["tasks"][title] for title in self.task_sets},
             "settings": record["settings"],
+            "held_out": record["held_out"],
             "isolation": sorted({str(row["isolation"]) for row in self.folder.rows(VERDICTS)}),
             "bleu": "sacrebleu corpus BLEU of each task's first sample against the canonical solution",
             "interval": "95 % percentile bootstrap over tasks",

@@ -1,8 +1,9 @@
 """The embedded programming domain: a seeded generator of small real programs, so that the whole line runs without a hub.
 
-`training_documents` is a stream of (docstring prompt, solution); `held_out_tasks` are tasks in HumanEval's own format whose specs
-(family and parameters) never occur in training, for any seed. Standard library only. NOT for reading corpora (`shared.corpus`)
-or task files (`shared.tasks`), and NOT a place to run code that a model wrote: what is executed here is our own.
+`training_documents` is a stream of (docstring prompt, solution); `held_out_tasks` are tasks in HumanEval's own format whose
+specs (family and parameters) never occur in training, for any seed. Standard library only. NOT for reading
+corpora (`shared.corpus`) or task files (`shared.tasks`), and NOT a place to run code that
+a model wrote: what is executed here is our own.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from random import Random
 from typing import Any
 
-from shared.embedded_families import DIGITS, MAPPING, SHAPING, TESTING
+from shared.embedded_families import MAPPING, TESTING
+from shared.embedded_families_shape import DIGITS, SHAPING
 from shared.embedded_families_text import TABLES, TEXT, WORDS
 from shared.embedded_inputs import draw_argument
 from shared.embedded_parts import ARGUMENTS, LOCALS, Choice, Family
@@ -90,8 +92,8 @@ def training_documents(count: int, seed: int) -> Iterator[EmbeddedDocument]:
 def held_out_tasks(count: int, seed: int) -> list[dict[str, str]]:
     """`count` held-out tasks with distinct specs, spread evenly over the families, as rows in HumanEval's format.
 
-    Each row: task_id, prompt, canonical_solution, entry_point, test (`def check(candidate)`). The tests' inputs are chosen so that
-    a solution with another constant or operator fails.
+    Each row: task_id, prompt, canonical_solution, entry_point, test (`def check(candidate)`). The tests' inputs are chosen so
+    that a solution with another constant or operator fails.
 
     Raises:
         UsageError: more tasks wanted than the domain holds out.
@@ -131,7 +133,7 @@ def _draw_spec(rng: Random) -> _Spec:
             return spec
 
 
-@lru_cache(maxsize=None)
+@cache
 def _by_tag(domain: tuple[Choice, ...]) -> tuple[tuple[Choice, ...], ...]:
     groups: dict[str, list[Choice]] = {}
     for choice in domain:
@@ -139,7 +141,7 @@ def _by_tag(domain: tuple[Choice, ...]) -> tuple[tuple[Choice, ...], ...]:
     return tuple(tuple(group) for group in groups.values())
 
 
-@lru_cache(maxsize=None)
+@cache
 def _held_out_specs(index: int) -> tuple[_Spec, ...]:
     family = FAMILIES[index]
     every = (_Spec(family, choices) for choices in itertools.product(*family.params.values()))
@@ -162,11 +164,11 @@ def _write(spec: _Spec, rng: Random) -> _Program:
     """One surface of a spec: names, wording and style drawn from `rng`."""
     names = _draw_names(spec.family, rng)
     letters = tuple(spec.family.params)
-    code = names | {letter: rng.choice(choice.code) for letter, choice in zip(letters, spec.choices)}
-    words = names | {letter: rng.choice(choice.words) for letter, choice in zip(letters, spec.choices)}
-    tags = {letter: choice.tag for letter, choice in zip(letters, spec.choices)}
+    code = names | {letter: rng.choice(choice.code) for letter, choice in zip(letters, spec.choices, strict=True)}
+    words = names | {letter: rng.choice(choice.words) for letter, choice in zip(letters, spec.choices, strict=True)}
+    tags = {letter: choice.tag for letter, choice in zip(letters, spec.choices, strict=True)}
     title = _fill(rng.choice(spec.family.titles), tags)
-    arguments = (f"{names[letter]}: {ARGUMENTS[kind][0]}" for letter, kind in zip("ab", spec.family.args))
+    arguments = (f"{names[letter]}: {ARGUMENTS[kind][0]}" for letter, kind in zip("ab", spec.family.args, strict=False))
     body = _fill(rng.choice(spec.family.bodies), code).replace("\t", "    ")
     return _Program(
         title,
@@ -178,7 +180,7 @@ def _write(spec: _Spec, rng: Random) -> _Program:
 
 def _draw_names(family: Family, rng: Random) -> dict[str, str]:
     """A name for each argument and local, all different."""
-    pools = {letter: ARGUMENTS[kind][1] for letter, kind in zip("ab", family.args)} | LOCALS
+    pools = {letter: ARGUMENTS[kind][1] for letter, kind in zip("ab", family.args, strict=False)} | LOCALS
     names: dict[str, str] = {}
     for letter, pool in pools.items():
         names[letter] = rng.choice([name for name in pool if name not in names.values()])
@@ -194,7 +196,7 @@ def _fill(template: str, values: dict[str, str]) -> str:
 
 def _compile(source: str, name: str) -> Callable[..., Any]:
     scope: dict[str, Any] = {}
-    exec(source, scope)  # noqa: S102 - our own templates, never a model's text
+    exec(source, scope)  # our own templates, never a model's text
     function: Callable[..., Any] = scope[name]
     return function
 

@@ -12,9 +12,13 @@ from random import Random
 from typing import Any
 
 _WORDS = (
-    "apple banana cherry lemon melon olive peach plum grape fig kiwi pear table chair lamp door window river stone cloud forest "
-    "mountain bird cat dog horse tiger lion mouse snake paper pencil book letter music piano guitar drum north south east west"
-).split()
+    "apple", "banana", "cherry", "lemon", "melon", "olive", "peach", "plum",
+    "grape", "fig", "kiwi", "pear", "table", "chair", "lamp", "door",
+    "window", "river", "stone", "cloud", "forest", "mountain", "bird", "cat",
+    "dog", "horse", "tiger", "lion", "mouse", "snake", "paper", "pencil",
+    "book", "letter", "music", "piano", "guitar", "drum", "north", "south",
+    "east", "west",
+)  # fmt: skip
 
 
 def draw_argument(kind: str, body: str, rng: Random, *, short: bool) -> Any:
@@ -45,10 +49,17 @@ class _Source:
     def natural(self) -> int:
         """Positive; often a product of the constants, so that divisibility shows."""
         power = self.rng.choice(self.numbers) ** self.rng.randint(1, 3)
-        return max(1, self.rng.choice((self.rng.randint(1, 30), power, power * self.rng.randint(1, 9), self.rng.randint(1, 99999))))
+        return max(
+            1,
+            self.rng.choice(
+                (self.rng.randint(1, 30), power, power * self.rng.randint(1, 9), self.rng.randint(1, 99999))
+            ),
+        )
 
     def small_natural(self) -> int:
-        return self.rng.randint(1, 12) if self.short else max(1, self.rng.choice((self.near(), self.rng.randint(1, 40))))
+        return (
+            self.rng.randint(1, 12) if self.short else max(1, self.rng.choice((self.near(), self.rng.randint(1, 40))))
+        )
 
     def integers(self) -> list[int]:
         """Mixed, or all close to one constant: `all` and `take_while` show nothing on mixed lists."""
@@ -63,7 +74,9 @@ class _Source:
             return word
         at = self.rng.randint(0, len(word))
         spliced = word[:at] + self.rng.choice(self.letters) + word[at:]
-        return self.rng.choice((spliced, spliced.title(), word[: self.rng.randint(1, 4)], word * 2, self.rng.choice(self.letters) + word))
+        return self.rng.choice(
+            (spliced, spliced.title(), word[: self.rng.randint(1, 4)], word * 2, self.rng.choice(self.letters) + word)
+        )
 
     def words(self) -> list[str]:
         drawn = [self.word() for _ in range(self.size())]

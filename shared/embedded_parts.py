@@ -176,20 +176,63 @@ WORD_MAPS = (
 )
 LETTERS = _numbered("'#'", "'#'", "", "abcdeilnoprstu")
 MARKS = _numbered("'#'", "'#'", "", "-*_#.+")
-CHAR_SETS = _numbered("'#'", "'#'", "", ("aeiou", "abc", "xyz", "ae", "lmn", "rst", "no", "aio", "pqr", "stu", "de", "el", "aeo",
-    "bcd", "est", "lr", "ou", "nrt", "ape", "ion", "gh", "dst", "ry", "mno", "ilo"))
+CHAR_SETS = _numbered(
+    "'#'",
+    "'#'",
+    "",
+    (
+        "aeiou",
+        "abc",
+        "xyz",
+        "ae",
+        "lmn",
+        "rst",
+        "no",
+        "aio",
+        "pqr",
+        "stu",
+        "de",
+        "el",
+        "aeo",
+        "bcd",
+        "est",
+        "lr",
+        "ou",
+        "nrt",
+        "ape",
+        "ion",
+        "gh",
+        "dst",
+        "ry",
+        "mno",
+        "ilo",
+    ),
+)
 SEPARATORS = tuple(
-    _choice(name, f"'{mark}'", name) for name, mark in (
-        ("comma", ","), ("dash", "-"), ("colon", ":"), ("slash", "/"), ("dot", "."), ("plus", "+"), ("star", "*"), ("semicolon", ";"),
+    _choice(name, f"'{mark}'", name)
+    for name, mark in (
+        ("comma", ","),
+        ("dash", "-"),
+        ("colon", ":"),
+        ("slash", "/"),
+        ("dot", "."),
+        ("plus", "+"),
+        ("star", "*"),
+        ("semicolon", ";"),
     )
 )
 CASES = (
-    _choice("in upper case", ".upper()", "upper"), _choice("in lower case", ".lower()", "lower"),
-    _choice("with its case swapped", ".swapcase()", "swapped"), _choice("in title case", ".title()", "title"),
+    _choice("in upper case", ".upper()", "upper"),
+    _choice("in lower case", ".lower()", "lower"),
+    _choice("with its case swapped", ".swapcase()", "swapped"),
+    _choice("in title case", ".title()", "title"),
 )
 OPERATORS = (
-    _choice("sum", "$x + $y", "sum"), _choice("difference", "$x - $y", "difference"), _choice("product", "$x * $y", "product"),
-    _choice("maximum", "max($x, $y)", "maximum"), _choice("minimum", "min($x, $y)", "minimum"),
+    _choice("sum", "$x + $y", "sum"),
+    _choice("difference", "$x - $y", "difference"),
+    _choice("product", "$x * $y", "product"),
+    _choice("maximum", "max($x, $y)", "maximum"),
+    _choice("minimum", "min($x, $y)", "minimum"),
 )
 RANKS = (_choice("largest", "True", "largest"), _choice("smallest", "False", "smallest"))
 ENDS = (_choice("largest", "max", "largest"), _choice("smallest", "min", "smallest"))

@@ -66,7 +66,7 @@ class Task:
 
     def program(self, completion: str) -> str:
         """The program that is judged."""
-        return self.prompt + completion if self.kind == "humaneval" else completion.replace("\r\n", "\n")
+        return self.prompt + completion if self.kind == "humaneval" else _lf(completion)
 
 
 def load_tasks(path: Path, kind: Kind | None = None) -> list[Task]:
@@ -222,4 +222,5 @@ def _asserts(place: str, row: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def _lf(text: str) -> str:
-    return text.replace("\r\n", "\n")
+    """LF newlines; four of MBPP's solutions also end in a lone CR."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")

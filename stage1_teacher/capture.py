@@ -5,9 +5,11 @@ Not for the single steps: windows come from shared/windows.py, records from read
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ from tqdm import tqdm
 
 from cache.encoding import Encoding
 from cache.manifest import Identity, Manifest
+from cache.shape import TailShape
 from cache.writer import PROGRESS_FOLDER, CacheWriter, finished, writing
 from shared.corpus_config import describe_corpus
 from shared.errors import UsageError
@@ -24,7 +27,8 @@ from shared.tokenizer import check_model_vocabulary, fingerprint, load_tokenizer
 from shared.windows import Window, WindowConfig, WindowCounts, read_windows
 from stage1_teacher.config import CaptureConfig
 from stage1_teacher.fidelity import add_up
-from stage1_teacher.reading import read_shard
+from stage1_teacher.reading import Reader, sample_hidden_states
+from stage1_teacher.shape import Projection, fit, require_linear
 from stage1_teacher.teacher import TeacherModel, load_teacher
 
 if TYPE_CHECKING:
@@ -34,8 +38,6 @@ if TYPE_CHECKING:
 def capture(config: CaptureConfig, *, progress: bool = True) -> Manifest:
     """Let the teacher read the corpus and write the cache.
 
-    The whole corpus is cut into windows once before the teacher is opened (not when streaming), so that a mistake in the
-    text costs seconds, not an evening, and the time left is known.
     Returns:
         the manifest; at once if this capture had already finished.
     Raises:
@@ -43,38 +45,93 @@ def capture(config: CaptureConfig, *, progress: bool = True) -> Manifest:
         RunError: a sealed shard of an interrupted capture is damaged.
     """
     tokenizer = load_tokenizer(config.teacher.model, config.teacher.revision)
-    expected = None if config.corpus.streaming else count_windows(config, tokenizer)
+    ahead = look_ahead(config, tokenizer)
     teacher = load_teacher(config.teacher)
     check_model_vocabulary(len(tokenizer), teacher.vocab_size)
-    identity = identify(config, teacher, tokenizer)
+    projection = fit_shape(config, teacher, tokenizer, ahead)
+    identity = identify(config, teacher, tokenizer, projection, ahead)
     done = finished(config.cache, identity)
     if done is not None:
         return done
     with writing(config.cache, identity) as writer:
-        total = expected.tokens if expected else None
+        total = ahead.tokens if ahead else None
         with tqdm(total=total, unit="tok", unit_scale=True, desc="capture", disable=not progress) as bar:
-            counts = _read_all(config, teacher, tokenizer, writer, bar)
-        return _finish(config, writer, counts, tokenizer)
+            reader = Reader(teacher, projection, identity.encoding, config)
+            counts = _read_all(config, reader, tokenizer, writer, bar)
+        return _finish(config, writer, counts, tokenizer, projection)
 
 
-def count_windows(config: CaptureConfig, tokenizer: PreTrainedTokenizerBase) -> WindowCounts:
-    """Cut the whole corpus without a teacher: finds mistakes early and tells how much there is to read."""
+@dataclass(frozen=True)
+class Ahead:
+    """What cutting the corpus without a teacher tells: how much there is to read, and a hash of exactly what."""
+
+    windows: int
+    tokens: int
+    sha256: str
+
+
+def look_ahead(config: CaptureConfig, tokenizer: PreTrainedTokenizerBase) -> Ahead | None:
+    """Cut the whole corpus once: a mistake in the text costs seconds, not an evening. None when streaming."""
+    if config.corpus.streaming:
+        return None
     windows, counts = read_windows(config.corpus, tokenizer, config.windows)
-    for _ in windows:
-        pass
-    return counts
+    digest = hashlib.sha256()
+    for window in windows:
+        digest.update(bytes.fromhex(window.id))
+    return Ahead(counts.windows, counts.tokens, digest.hexdigest())
 
 
-def identify(config: CaptureConfig, teacher: TeacherModel, tokenizer: PreTrainedTokenizerBase) -> Identity:
+def fit_shape(
+    config: CaptureConfig, teacher: TeacherModel, tokenizer: PreTrainedTokenizerBase, ahead: Ahead | None
+) -> Projection | None:
+    """The tail's shape, fitted on windows spread evenly over the corpus (on its first ones when streaming).
+
+    Raises:
+        UsageError: the teacher's logits are not linear, or it is narrower than the directions asked for.
+    """
+    if config.shape is None:
+        return None
+    require_linear(teacher)
+    stride = max(1, ahead.windows // config.shape.sample_windows) if ahead else 1
+    windows, _ = read_windows(config.corpus, tokenizer, config.windows)
+    sample = list(islice(windows, 0, stride * config.shape.sample_windows, stride))
+    hidden_SD = sample_hidden_states(teacher, sample, config.batch_tokens)
+    return fit(teacher, hidden_SD, config.shape.directions)
+
+
+def identify(
+    config: CaptureConfig,
+    teacher: TeacherModel,
+    tokenizer: PreTrainedTokenizerBase,
+    projection: Projection | None,
+    ahead: Ahead | None,
+) -> Identity:
     """Everything two shards must share to be of one cache."""
+    corpus = describe_corpus(config.corpus) | ({"windows_sha256": ahead.sha256} if ahead else {})
+    shape = None if projection is None else _describe_shape(config, projection)
+    coords = {} if shape is None else {"directions": shape.directions, "coord_step": shape.step}
     return Identity(
         teacher=teacher.facts,
         tokenizer=fingerprint(tokenizer),
-        corpus=describe_corpus(config.corpus),
+        corpus=corpus,
         windows=_describe_windows(config.windows),
         selection=config.selection,
-        encoding=Encoding(vocab_size=teacher.vocab_size, k=config.selection.k),
+        encoding=Encoding.model_validate({"vocab_size": teacher.vocab_size, "k": config.selection.k, **coords}),
+        shape=shape,
         windows_per_shard=config.windows_per_shard,
+    )
+
+
+def _describe_shape(config: CaptureConfig, projection: Projection) -> TailShape:
+    assert config.shape is not None
+    raw = projection.basis.to_bytes()
+    return TailShape(
+        directions=config.shape.directions,
+        step=config.shape.step,
+        sample_windows=config.shape.sample_windows,
+        explained=projection.explained,
+        bytes=len(raw),
+        sha256=hashlib.sha256(raw).hexdigest(),
     )
 
 
@@ -94,10 +151,9 @@ def in_shards(windows: Iterator[Window], size: int) -> Iterator[list[Window]]:
 
 
 def _read_all(
-    config: CaptureConfig, teacher: TeacherModel, tokenizer: PreTrainedTokenizerBase, writer: CacheWriter, bar: Any
+    config: CaptureConfig, reader: Reader, tokenizer: PreTrainedTokenizerBase, writer: CacheWriter, bar: Any
 ) -> WindowCounts:
     windows, counts = read_windows(config.corpus, tokenizer, config.windows)
-    encoding = writer.identity.encoding
     with ThreadPoolExecutor(1) as sealing:  # encoding and compression run beside the next shard's forward passes
         pending: Future[None] | None = None
         for number, shard in enumerate(in_shards(windows, config.windows_per_shard)):
@@ -105,7 +161,7 @@ def _read_all(
                 _require_same_windows(writer, number, shard)
                 bar.update(sum(len(window.tokens) for window in shard))
                 continue
-            reading = read_shard(teacher, shard, number, config, encoding, bar.update)
+            reading = reader.read_shard(shard, number, bar.update)
             if pending is not None:
                 pending.result()  # one shard in flight bounds the memory, and a full disk is told soon
             pending = sealing.submit(writer.seal, number, reading.windows, reading.summary)
@@ -127,7 +183,11 @@ def _require_same_windows(writer: CacheWriter, number: int, windows: list[Window
 
 
 def _finish(
-    config: CaptureConfig, writer: CacheWriter, counts: WindowCounts, tokenizer: PreTrainedTokenizerBase
+    config: CaptureConfig,
+    writer: CacheWriter,
+    counts: WindowCounts,
+    tokenizer: PreTrainedTokenizerBase,
+    projection: Projection | None,
 ) -> Manifest:
     folder = config.cache / PROGRESS_FOLDER / "tokenizer"
     tokenizer.save_pretrained(folder)
@@ -135,6 +195,7 @@ def _finish(
     positions = counts.tokens - counts.windows
     return writer.finish(
         folder,
+        basis=None if projection is None else projection.basis.to_bytes(),
         counts={"documents": counts.documents, "windows": counts.windows}
         | {f"dropped_{reason}": count for reason, count in sorted(counts.dropped.items())},
         fidelity=add_up(summaries),

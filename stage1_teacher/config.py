@@ -35,6 +35,16 @@ class FidelityConfig(StrictModel):
     )
 
 
+class ShapeConfig(StrictModel):
+    """How the tail's shape is kept. More directions and a smaller step cost bytes and lower the KL error."""
+
+    directions: int = Field(
+        default=64, ge=1, le=1024, description="coordinates a position; at most the teacher's width"
+    )
+    step: float = Field(default=0.1, gt=0, le=1, description="nats a code (root mean square over the logits)")
+    sample_windows: int = Field(default=256, ge=2, description="windows, evenly spread, that the basis is fitted on")
+
+
 class CaptureConfig(StrictModel):
     """Everything `python -m stage1_teacher capture` needs."""
 
@@ -43,6 +53,9 @@ class CaptureConfig(StrictModel):
     corpus: CorpusConfig = Field(description="the text")
     windows: WindowConfig = Field(default_factory=WindowConfig, description="how documents are cut")
     selection: Selection = Field(default=Selection(k=64, top_p=0.98), description="which tokens enter the head")
+    shape: ShapeConfig | None = Field(
+        default=ShapeConfig(), description="the tail's shape; null keeps only its mass (soft-capped teachers need null)"
+    )
     fidelity: FidelityConfig = Field(default_factory=FidelityConfig, description="the cache's own quality report")
     windows_per_shard: int = Field(
         default=512, ge=1, le=65536, description="windows a file; a crash loses at most one file"

@@ -1,7 +1,7 @@
 """How good is the record? Measured on sampled positions while the teacher's full logits are still there.
 
 Compares the true p_T with what a reader rebuilds from the stored, quantised record: the head, the tail's mass from the
-nodes, and the tail's mass spread evenly, since without stored coordinates nothing else is known of its shape.
+nodes, and within the tail the stored shape (an even tail where the cache keeps none).
 Sums travel in each shard's summary, so a capture that goes on after a crash reports the same.
 Legend: S sampled positions, V vocabulary.
 """
@@ -19,6 +19,7 @@ from torch import Tensor
 from cache.encoding import Encoding, decode_window, encode_window
 from cache.manifest import Fidelity
 from cache.record import CachedWindow
+from cache.shape import Basis
 from cache.tail import node_weights
 
 SUMS = ("kept_mass", "tail_mass_error", "kl", "total_variation")
@@ -47,50 +48,79 @@ def as_stored(window: CachedWindow, encoding: Encoding) -> CachedWindow:
     )
 
 
-def measure(window: CachedWindow, positions: Sequence[int], truth_SV: Tensor, temperature: float) -> dict[str, float]:
-    """Sums over the sampled positions (`*_max`: the worst) of what the record loses at one temperature.
+class Rebuilder:
+    """p_T from a stored record alone, as a reader of the cache would have it.
+
+    Args:
+        vocab_size: V.
+        basis: the tail's shape; None spreads the tail's mass evenly.
+    """
+
+    def __init__(self, vocab_size: int, basis: Basis | None) -> None:
+        self._mean_V = torch.zeros(vocab_size) if basis is None else torch.from_numpy(basis.mean_V)
+        self._basis_RV = torch.zeros(0, vocab_size) if basis is None else torch.from_numpy(basis.basis())
+
+    def log_p(self, window: CachedWindow, position: int, beta: float) -> Tensor:
+        """log p_T, float64 [V]."""
+        ids_K, head_K = _head(window, position, beta)
+        z_V = (beta * (self._mean_V + torch.from_numpy(window.coords_PR[position]) @ self._basis_RV)).double()
+        z_V[ids_K] = -torch.inf
+        rest = torch.tensor(log_tail(window, position, len(z_V) - len(ids_K), beta), dtype=torch.float64)
+        if len(ids_K) < len(z_V):
+            z_V += rest - z_V.logsumexp(dim=0)
+        log_z = torch.logaddexp(head_K.logsumexp(dim=0), rest)
+        z_V[ids_K] = head_K
+        return z_V - log_z
+
+
+def _head(window: CachedWindow, position: int, beta: float) -> tuple[Tensor, Tensor]:
+    """(ids, beta * log-probabilities in float64) of one position's head."""
+    start = int(window.head_sizes_P[:position].sum())
+    head = slice(start, start + int(window.head_sizes_P[position]))
+    return (
+        torch.from_numpy(window.head_ids_E[head]).long(),
+        beta * torch.from_numpy(window.head_logprobs_E[head]).double(),
+    )
+
+
+def new_sums(temperature: float) -> dict[str, float]:
+    """Nothing measured yet."""
+    return {"temperature": temperature, "positions": 0, "tail_mass_error_max": 0.0} | dict.fromkeys(SUMS, 0.0)
+
+
+def add_to(
+    sums: list[dict[str, float]], rebuild: Rebuilder, window: CachedWindow, positions: Sequence[int], truth_SV: Tensor
+) -> None:
+    """Measure a window's sampled positions at every temperature and add them to the sums (`*_max`: the worst).
 
     Args:
         window: as stored.
         positions: S of its positions.
         truth_SV: the teacher's log-probabilities at T = 1 there, any float type.
     """
-    found = [
-        _measure_position(window, position, truth_SV[row].double(), temperature)
-        for row, position in enumerate(positions)
-    ]
-    sums = {name: math.fsum(row[name] for row in found) for name in SUMS}
-    sums["tail_mass_error_max"] = max((row["tail_mass_error"] for row in found), default=0.0)
-    sums["positions"] = len(found)
-    return sums
+    for row in sums:
+        for position, truth_V in zip(positions, truth_SV, strict=True):
+            found = measure(rebuild, window, position, truth_V.double(), row["temperature"])
+            for name in SUMS:
+                row[name] += found[name]
+            row["tail_mass_error_max"] = max(row["tail_mass_error_max"], found["tail_mass_error"])
+            row["positions"] += 1
 
 
-def _measure_position(window: CachedWindow, position: int, truth_V: Tensor, temperature: float) -> dict[str, float]:
-    beta = 1 / temperature
-    start = int(window.head_sizes_P[:position].sum())
-    size = int(window.head_sizes_P[position])
-    head = slice(start, start + size)
-    ids = torch.from_numpy(window.head_ids_E[head]).long()
-    true_V = (beta * truth_V).log_softmax(dim=0)
-    rebuilt_V = _rebuild(window, position, head, ids, len(truth_V), beta)
-    kept, rebuilt_kept = (float(values_V[ids].exp().sum()) for values_V in (true_V, rebuilt_V))
+def measure(
+    rebuild: Rebuilder, window: CachedWindow, position: int, truth_V: Tensor, temperature: float
+) -> dict[str, float]:
+    """What the record loses at one position and one temperature."""
+    ids_K, _ = _head(window, position, 1.0)
+    true_V = (truth_V / temperature).log_softmax(dim=0)
+    rebuilt_V = rebuild.log_p(window, position, 1 / temperature)
+    kept, rebuilt_kept = (float(values_V[ids_K].exp().sum()) for values_V in (true_V, rebuilt_V))
     return {
         "kept_mass": kept,
         "tail_mass_error": abs(kept - rebuilt_kept),
         "kl": max(float((true_V.exp() * (true_V - rebuilt_V)).sum()), 0.0),
         "total_variation": float((true_V.exp() - rebuilt_V.exp()).abs().sum()) / 2,
     }
-
-
-def _rebuild(window: CachedWindow, position: int, head: slice, ids: Tensor, vocab_size: int, beta: float) -> Tensor:
-    """log p_T, float64 [V], from the record alone."""
-    head_K = beta * torch.from_numpy(window.head_logprobs_E[head]).double()
-    others = vocab_size - len(ids)
-    rest = log_tail(window, position, others, beta)
-    log_z = torch.logsumexp(torch.cat([head_K, torch.tensor([rest], dtype=torch.float64)]), dim=0)
-    rebuilt_V = torch.full((vocab_size,), rest - math.log(max(others, 1)), dtype=torch.float64)
-    rebuilt_V[ids] = head_K
-    return rebuilt_V - log_z
 
 
 def log_tail(window: CachedWindow, position: int, others: int, beta: float) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cache.encoding import Encoding
@@ -20,8 +21,9 @@ from cache.record import CachedWindow
 from shared.windows import Window
 from stage1_teacher.batches import pack, tensors
 from stage1_teacher.config import CaptureConfig
-from stage1_teacher.fidelity import SUMS, as_stored, measure, sample_positions
+from stage1_teacher.fidelity import Rebuilder, add_to, as_stored, new_sums, sample_positions
 from stage1_teacher.selection import HeadChunk, Record
+from stage1_teacher.shape import Projection
 from stage1_teacher.teacher import TeacherModel
 
 
@@ -33,83 +35,95 @@ class ShardReading:
     summary: dict[str, Any]
 
 
-@torch.inference_mode()
-def read_shard(
-    teacher: TeacherModel,
-    windows: Sequence[Window],
-    number: int,
-    config: CaptureConfig,
-    encoding: Encoding,
-    advance: Callable[[int], object],
-) -> ShardReading:
-    """Run the teacher over `windows`.
+class Reader:
+    """A teacher with what is kept of it.
 
     Args:
-        number: the shard's, which seeds the sample of positions that are measured.
-        advance: called with the tokens of every batch that is done.
+        teacher: who reads.
+        projection: the tail's shape; None keeps only its mass.
+        encoding: the cache's, for measuring what a reader will see.
+        config: selection, batch size, fidelity sample.
     """
-    wanted = sample_positions(
-        [len(window.tokens) - 1 for window in windows], config.fidelity.positions_per_shard, number
-    )
-    records: list[CachedWindow | None] = [None] * len(windows)
-    sums = [_zero(temperature) for temperature in config.fidelity.temperatures]
-    for batch in pack(windows, config.batch_tokens):
-        chosen = [windows[index] for index in batch]
-        found, truths = _read_batch(teacher, chosen, [wanted[index] for index in batch], config)
-        for index, record, truth_SV in zip(batch, found, truths, strict=True):
-            records[index] = record
-            if wanted[index]:
-                _add(sums, as_stored(record, encoding), wanted[index], truth_SV)
-        advance(sum(len(window.tokens) for window in chosen))
-    whole = [record for record in records if record is not None]
-    assert len(whole) == len(windows), "every window was in one batch"
-    gold = float(sum(record.gold_P.sum(dtype=np.float64) for record in whole))
-    return ShardReading(whole, {"fidelity": sums, "gold_sum": gold})
+
+    def __init__(
+        self, teacher: TeacherModel, projection: Projection | None, encoding: Encoding, config: CaptureConfig
+    ) -> None:
+        self.teacher, self.projection, self.encoding, self.config = teacher, projection, encoding, config
+        self._chunk = HeadChunk(teacher.vocab_size, teacher.head_weight_VD.device)
+        self._rebuild = Rebuilder(teacher.vocab_size, projection.basis if projection else None)
+
+    @torch.inference_mode()
+    def read_shard(self, windows: Sequence[Window], number: int, advance: Callable[[int], object]) -> ShardReading:
+        """Run the teacher over one shard's windows.
+
+        Args:
+            number: the shard's, which seeds the sample of positions that are measured.
+            advance: called with the tokens of every batch that is done.
+        """
+        fidelity = self.config.fidelity
+        counts = [len(window.tokens) - 1 for window in windows]
+        wanted = sample_positions(counts, fidelity.positions_per_shard, number)
+        records: list[CachedWindow | None] = [None] * len(windows)
+        sums = [new_sums(temperature) for temperature in fidelity.temperatures]
+        for batch in pack(windows, self.config.batch_tokens):
+            chosen = [windows[index] for index in batch]
+            found, truths = self._read_batch(chosen, [wanted[index] for index in batch])
+            for index, record, truth_SV in zip(batch, found, truths, strict=True):
+                records[index] = record
+                if wanted[index]:
+                    add_to(sums, self._rebuild, as_stored(record, self.encoding), wanted[index], truth_SV)
+            advance(sum(len(window.tokens) for window in chosen))
+        whole = [record for record in records if record is not None]
+        assert len(whole) == len(windows), "every window was in one batch"
+        gold = float(sum(record.gold_P.sum(dtype=np.float64) for record in whole))
+        return ShardReading(whole, {"fidelity": sums, "gold_sum": gold})
+
+    def _read_batch(
+        self, windows: Sequence[Window], wanted: Sequence[Sequence[int]]
+    ) -> tuple[list[CachedWindow], list[Tensor]]:
+        """Records of a batch, and the full log-probabilities [S, V] at each window's wanted positions."""
+        hidden_ND = hidden_states(self.teacher, windows)
+        counts = [len(window.tokens) - 1 for window in windows]
+        gold_N = torch.cat([torch.from_numpy(window.tokens[1:]).long() for window in windows]).to(hidden_ND.device)
+        starts = np.cumsum([0, *counts])
+        wanted_N = [int(starts[row]) + place for row, places in enumerate(wanted) for place in places]
+        record, truth_SV = self._through_head(hidden_ND, gold_N, wanted_N)
+        coords_NR = np.zeros((len(gold_N), 0), np.float32)
+        if self.projection is not None:
+            coords_NR = self.projection.coordinates(hidden_ND).cpu().numpy()
+        cached = [
+            _window(window, record, coords_NR, int(starts[row]), counts[row]) for row, window in enumerate(windows)
+        ]
+        return cached, list(torch.split(truth_SV, [len(places) for places in wanted]))
+
+    def _through_head(self, hidden_ND: Tensor, gold_N: Tensor, wanted_N: Sequence[int]) -> tuple[Record, Tensor]:
+        parts, truths, chunk = [], [], self._chunk
+        wanted = np.array(wanted_N, dtype=np.int64)
+        for start in range(0, len(hidden_ND), chunk.rows):
+            hidden_CD = hidden_ND[start : start + chunk.rows]
+            logprobs_CV = chunk.log_probabilities(partial(self.teacher.logits, hidden_CD), len(hidden_CD))
+            inside = wanted[(wanted >= start) & (wanted < start + len(hidden_CD))] - start
+            truths.append(logprobs_CV[torch.from_numpy(inside).to(logprobs_CV.device)].cpu())
+            parts.append(chunk.select(gold_N[start : start + chunk.rows], self.config.selection).cpu())
+        columns = (torch.cat([getattr(part, name) for part in parts]) for name in Record.__slots__)
+        return Record(*columns), torch.cat(truths)
 
 
-def _zero(temperature: float) -> dict[str, float]:
-    return {"temperature": temperature, "positions": 0, "tail_mass_error_max": 0.0} | dict.fromkeys(SUMS, 0.0)
-
-
-def _add(sums: list[dict[str, float]], window: CachedWindow, positions: Sequence[int], truth_SV: Tensor) -> None:
-    for row in sums:
-        for name, value in measure(window, positions, truth_SV, row["temperature"]).items():
-            row[name] = max(row[name], value) if name.endswith("_max") else row[name] + value
-
-
-def _read_batch(
-    teacher: TeacherModel, windows: Sequence[Window], wanted: Sequence[Sequence[int]], config: CaptureConfig
-) -> tuple[list[CachedWindow], list[Tensor]]:
-    """Records of a batch, and the full log-probabilities [S, V] at each window's wanted positions."""
+def hidden_states(teacher: TeacherModel, windows: Sequence[Window]) -> Tensor:
+    """Last hidden states [N, D] of every position that predicts a token of its window, window after window."""
     tokens_BL, mask_BL = tensors(windows)
     hidden_BLD = teacher.hidden(tokens_BL, mask_BL)
-    counts = [len(window.tokens) - 1 for window in windows]
-    hidden_ND = torch.cat([hidden_BLD[row, :count] for row, count in enumerate(counts)])
-    gold_N = torch.cat([torch.from_numpy(window.tokens[1:]).long() for window in windows]).to(hidden_ND.device)
-    starts = np.cumsum([0, *counts])
-    wanted_N = [int(starts[row]) + place for row, places in enumerate(wanted) for place in places]
-    record, truth_SV = _through_head(teacher, hidden_ND, gold_N, wanted_N, config)
-    cached = [_window(window, record, int(starts[row]), counts[row]) for row, window in enumerate(windows)]
-    return cached, list(torch.split(truth_SV, [len(places) for places in wanted]))
+    return torch.cat([hidden_BLD[row, : len(window.tokens) - 1] for row, window in enumerate(windows)])
 
 
-def _through_head(
-    teacher: TeacherModel, hidden_ND: Tensor, gold_N: Tensor, wanted_N: Sequence[int], config: CaptureConfig
-) -> tuple[Record, Tensor]:
-    parts, truths = [], []
-    wanted = np.array(wanted_N, dtype=np.int64)
-    chunk = HeadChunk(teacher.vocab_size, hidden_ND.device)
-    for start in range(0, len(hidden_ND), chunk.rows):
-        hidden_CD = hidden_ND[start : start + chunk.rows]
-        logprobs_CV = chunk.log_probabilities(partial(teacher.logits, hidden_CD), len(hidden_CD))
-        inside = wanted[(wanted >= start) & (wanted < start + len(hidden_CD))] - start
-        truths.append(logprobs_CV[torch.from_numpy(inside).to(logprobs_CV.device)].cpu())
-        parts.append(chunk.select(gold_N[start : start + chunk.rows], config.selection).cpu())
-    columns = (torch.cat([getattr(part, name) for part in parts]) for name in Record.__slots__)
-    return Record(*columns), torch.cat(truths)
+@torch.inference_mode()
+def sample_hidden_states(teacher: TeacherModel, windows: Sequence[Window], batch_tokens: int) -> Tensor:
+    """Hidden states [S, D] of a sample of windows, for fitting the tail's shape."""
+    batches = [[windows[index] for index in batch] for batch in pack(windows, batch_tokens)]
+    return torch.cat([hidden_states(teacher, batch).float() for batch in batches])
 
 
-def _window(window: Window, record: Record, start: int, count: int) -> CachedWindow:
+def _window(window: Window, record: Record, coords_NR: NDArray[np.float32], start: int, count: int) -> CachedWindow:
     """Cut one window's positions out of the batch's record and drop the padding of its heads."""
     rows = slice(start, start + count)
     sizes_P = record.sizes_C[rows]
@@ -124,5 +138,5 @@ def _window(window: Window, record: Record, start: int, count: int) -> CachedWin
         head_logprobs_E=record.logprobs_CK[rows][kept_PK].numpy(),
         tail_PN=record.tail_CN[rows].numpy(),
         gold_P=record.gold_C[rows].numpy(),
-        coords_PR=np.zeros((count, 0), np.float32),
+        coords_PR=coords_NR[rows],
     )

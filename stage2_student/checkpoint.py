@@ -8,13 +8,18 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from shared.errors import RunError
 from shared.files import sync_directory
 
 WRITING = "writing.tmp"  # a checkpoint stands here until it is whole
-FULL_DISK_SIGNS = ("No space left on device", "file write failed", "PytorchStreamWriter failed", "os error 28", "quota")
+NO_ROOM = 1 << 16  # bytes; a disk with less has just refused a write
+FULL_DISK_SIGNS = ("No space left on device", "os error 28", "PytorchStreamWriter failed", "inline_container.cc")
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -48,17 +53,28 @@ def drop_older(folder: Path, step: int) -> None:
             shutil.rmtree(path)
 
 
-def disk_full(folder: Path, error: Exception) -> Exception:
-    """The sentence for a full disk, whichever library met it; any other error comes back as it is.
+@contextmanager
+def named_when_full(folder: Path) -> Iterator[None]:
+    """Turn whatever a library raises on a full disk into our sentence; any other error passes as it is.
 
-    torch reports a failed write as RuntimeError and safetensors as its own error, both without errno.
+    Raises:
+        RunError: the disk under `folder` is full.
     """
-    number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.ENOSPC, errno.EDQUOT) or any(sign in str(error) for sign in FULL_DISK_SIGNS):
-        return RunError(
-            f"{folder}",
-            expected="room for a checkpoint",
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not is_full(folder, error):
+            raise
+        raise RunError(
+            str(folder),
+            expected="room for the student's files",
             got="a full disk",
-            do="free some space and run the same command again; the last whole checkpoint is kept",
-        )
-    return error
+            do="free some space and run the same command again; what was saved before is kept",
+        ) from None
+
+
+def is_full(folder: Path, error: Exception) -> bool:
+    """Whether a failed write met a full disk. torch and safetensors say so without errno, torch not even in words."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(sign in str(error) for sign in FULL_DISK_SIGNS) or shutil.disk_usage(folder).free < NO_ROOM

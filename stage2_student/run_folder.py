@@ -21,30 +21,35 @@ from cache.manifest import TOKENIZER_FOLDER, Manifest
 from cache.writer import differences
 from shared.errors import RunError, UsageError
 from shared.files import atomic_write, require_fresh_directory, sha256_file, sync_directory
+from stage2_student.checkpoint import named_when_full
 
 RUN = "run.json"
 FORMAT = "codestill-student"
 WEIGHTS = "model.safetensors"
 
 
-def claim(out: Path, provenance: dict[str, Any]) -> dict[str, Any]:
+def claim(out: Path, provenance: dict[str, Any], *, begun: bool) -> dict[str, Any]:
     """Make the folder this run's, or find that it already is.
 
     Args:
         out: the run's folder, new, empty, or of this very run.
         provenance: everything that must be equal for a run to go on; JSON values.
+        begun: a checkpoint of the run stands there. Before the first one, settings may still be changed.
     Returns:
         run.json as it stands; its `status` is running or finished.
     Raises:
         UsageError: the folder holds something else, or a run with other settings (the differing fields are named).
     """
     path = out / RUN
+    fresh = {"format": FORMAT, "status": "running", **provenance}
     if not path.is_file():
         require_fresh_directory(out)
-        run = {"format": FORMAT, "status": "running", **provenance}
-        write_run(out, run)
-        return run
+        write_run(out, fresh)
+        return fresh
     run = _read_run(path)
+    if run["status"] == "running" and not begun:
+        write_run(out, fresh)
+        return fresh
     differing = differences({key: run.get(key) for key in provenance}, json.loads(json.dumps(provenance)))
     if differing:
         raise UsageError(
@@ -63,7 +68,7 @@ def _read_run(path: Path) -> dict[str, Any]:
         run = json.loads(path.read_bytes())
     except ValueError:
         run = None
-    if not isinstance(run, dict) or run.get("format") != FORMAT:
+    if not isinstance(run, dict) or run.get("format") != FORMAT or "status" not in run:
         raise UsageError(str(path), expected="a run of this command", got="another file", do="choose another out")
     return run
 
@@ -78,22 +83,28 @@ def publish_student(student: Any, out: Path, cache_directory: Path, manifest: Ma
 
     So `model.safetensors` under `out` always means a whole student.
     Raises:
-        RunError: a tokenizer file of the cache is damaged.
+        RunError: a tokenizer file of the cache is damaged, or the disk is full.
     """
+    with named_when_full(out):
+        temporary = _write_student(student, out, cache_directory, manifest)
+    for path in sorted(temporary.iterdir(), key=lambda path: (path.name == WEIGHTS, path.name)):
+        path.replace(out / path.name)
+    temporary.rmdir()
+    sync_directory(out)
+
+
+def _write_student(student: Any, out: Path, cache_directory: Path, manifest: Manifest) -> Path:
+    """The whole student in a temporary folder, flushed to the disk."""
     temporary = out / "student.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     student.config.use_cache = True  # training turned it off; generation wants it
     student.save_pretrained(temporary, max_shard_size="1000GB")
     copy_tokenizer(cache_directory, manifest, temporary)
-    names = sorted((path.name for path in temporary.iterdir()), key=lambda name: (name == WEIGHTS, name))
-    for name in names:
-        (temporary / name).chmod(0o644)  # safetensors makes its file private; results are for teammates
-        with (temporary / name).open("rb") as file:
+    for path in temporary.iterdir():
+        path.chmod(0o644)  # safetensors makes its file private; results are for teammates
+        with path.open("rb") as file:
             os.fsync(file.fileno())
-    for name in names:
-        (temporary / name).replace(out / name)
-    temporary.rmdir()
-    sync_directory(out)
+    return temporary
 
 
 def copy_tokenizer(cache_directory: Path, manifest: Manifest, target: Path) -> None:

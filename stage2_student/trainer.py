@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import Trainer
 
 from shared.errors import RunError
 from stage2_student.batch import record_of, require_whole
-from stage2_student.checkpoint import WRITING, disk_full, drop_older, seal
+from stage2_student.checkpoint import WRITING, drop_older, named_when_full, seal
 from stage2_student.loss import DistillationLoss, LossTerms
 from stage2_student.students import head_weight, hidden_states
 
@@ -111,18 +110,17 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         """
         assert num_items_in_batch is not None and not return_outputs
         terms = self.terms(inputs, scoring=False)
-        if not math.isfinite(float(terms.loss.detach())):
-            raise self._diverged(terms, inputs["window_ids"])
+        value = float(terms.loss.detach())
+        if not math.isfinite(value):
+            windows = f"windows {', '.join(inputs['window_ids'])}"
+            raise self._diverged(windows, "a finite loss", value, self.state.global_step + 1)
         self.meter.add(terms, int(inputs["attention_mask"].sum()))
         return terms.loss / max(1, num_items_in_batch)
 
-    def _diverged(self, terms: LossTerms, window_ids: list[str]) -> RunError:
-        return RunError(
-            f"step {self.state.global_step + 1}, windows {', '.join(window_ids)}",
-            expected="a finite loss",
-            got=f"{float(terms.loss.detach())}",
-            do="lower learning_rate or set clip; the last checkpoint is kept",
-        )
+    def _diverged(self, what: str, expected: str, got: object, step: int | None = None) -> RunError:
+        do = "lower learning_rate or set clip; the last checkpoint is kept"
+        where = f"step {self.state.global_step if step is None else step}, {what}"
+        return RunError(where, expected=expected, got=str(got), do=do)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Means over the validation set's counted positions; also what the log gets, with the prefix eval_."""
@@ -132,15 +130,24 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             for batch in self.get_eval_dataloader():
                 require_whole(batch)
                 terms = self.terms(batch, scoring=True)
-                sums += torch.tensor([float(terms.kd), float(terms.ce), float(terms.agreement), terms.positions])
+                parts = float(terms.kd), float(terms.ce), float(terms.agreement), terms.positions
+                sums += torch.tensor(parts, dtype=torch.float64)
         metrics = {f"eval_{name}": value for name, value in _means(self._loss, sums).items()}
         self.log(dict(metrics))
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """The Trainer's training rows get our means in place of its own running loss."""
-        super().log({**logs, **self.meter.take()} if "loss" in logs else logs, start_time)
+        """The Trainer's training rows get our means in place of its own running loss.
+
+        Raises:
+            RunError: a gradient norm or a validation loss is no number.
+        """
+        row = {**logs, **self.meter.take()} if "loss" in logs else logs
+        for name, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise self._diverged(name.replace("eval_", "validation "), "a finite number", value)
+        super().log(row, start_time)
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
@@ -150,18 +157,26 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         """Write under a temporary name, flush to the disk, rename; only then drop older checkpoints.
 
         Raises:
-            RunError: the disk is full; the checkpoint before this one stands.
+            RunError: the disk is full, or the weights are no numbers any more; the checkpoint before this one stands.
         """
         folder = Path(self.args.output_dir)
+        self._require_finite_weights()
         shutil.rmtree(folder / WRITING, ignore_errors=True)
         with self.meter.paused():
             try:
-                self._write_checkpoint(model, trial)
-            except (OSError, RuntimeError, SafetensorError) as error:
+                with named_when_full(folder):
+                    self._write_checkpoint(model, trial)
+            except BaseException:
                 shutil.rmtree(folder / WRITING, ignore_errors=True)
-                raise disk_full(folder, error) from error
+                raise
             seal(folder / WRITING / f"checkpoint-{self.state.global_step}", folder)
             drop_older(folder, self.state.global_step)
+
+    def _require_finite_weights(self) -> None:
+        """A gradient can be no number although its loss was one; the next loss would show it, one checkpoint too late."""
+        broken = [name for name, weight in self.model.named_parameters() if not bool(weight.isfinite().all())]
+        if broken:
+            raise self._diverged(f"weights {broken[0]}", "finite numbers", "nan or inf")
 
     def _write_checkpoint(self, model: Any, trial: Any) -> None:
         self._saving = True

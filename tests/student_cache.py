@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
+import yaml
 from numpy.typing import NDArray
 from tiny_model import byte_tokenizer
 
@@ -14,7 +17,11 @@ from cache.manifest import Identity, Selection, Teacher
 from cache.record import CachedWindow
 from cache.tail import NODES
 from cache.writer import PROGRESS_FOLDER, writing
+from shared.config import load_config
+from shared.files import read_jsonl
 from shared.tokenizer import fingerprint
+from stage2_student import watch
+from stage2_student.config import TrainConfig
 
 VOCAB = 260  # 257 tokens and three rows of padding
 
@@ -90,3 +97,63 @@ def make_cache(directory: Path, windows: list[CachedWindow], *, weights: str = "
         writer.seal(0, windows, {})
         writer.finish(folder, counts={}, fidelity=(), teacher_loss=1.0, made_with={})
     return directory
+
+
+STUDENT = {"architecture": {"layers": 1, "width": 16, "heads": 2, "positions": 32, "dropout": 0.1}}
+
+
+def make_caches(folder: Path) -> Path:
+    """`cache` to learn from, `validation` of the same teacher, `stranger` of another."""
+    make_cache(folder / "cache", make_windows(44, seed=3))
+    make_cache(folder / "validation", make_windows(8, seed=4))
+    make_cache(folder / "stranger", make_windows(8, seed=5), weights="1" * 64)
+    return folder
+
+
+def make_config(folder: Path, caches: Path, changes: dict[str, Any]) -> TrainConfig:
+    """A config of a student that trains in a second, with `changes`, read back from a file as a user's would be."""
+    fields = {
+        "out": str(folder / "out"),
+        "cache": str(caches / "cache"),
+        "validation": {"cache": str(caches / "validation")},
+        "student": STUDENT,
+        "temperature": 1.5,
+        "kd_weight": 0.7,
+        "ce_weight": 0.3,
+        "epochs": 2,
+        "batch_size": 4,
+        "gradient_accumulation": 2,
+        "learning_rate": 1e-2,
+        "log_every": 2,
+        "device": "cpu",
+    }
+    path = folder / "train.yaml"
+    path.write_text(yaml.safe_dump(fields | changes))
+    return load_config(TrainConfig, path)
+
+
+def curve(out: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without the clock."""
+    return [
+        {key: value for key, value in row.items() if key != "tokens_per_second"}
+        for row in read_jsonl(out / "metrics.jsonl")
+    ]
+
+
+class Crash(BaseException):
+    """Stands in for kill -9: nothing catches it."""
+
+
+def crash_after(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """Die after so many rows of metrics.jsonl, in the middle of writing the next one."""
+    real, seen = watch.append_jsonl, []
+
+    def append(path: Path, new: list[dict[str, Any]]) -> None:
+        real(path, new)
+        seen.extend(new)
+        if len(seen) == rows:
+            with path.open("a") as file:
+                file.write('{"step": 9, "spl')  # torn
+            raise Crash
+
+    monkeypatch.setattr(watch, "append_jsonl", append)

@@ -17,8 +17,14 @@ def config(out: Path, **fields: Any) -> EvalConfig:
     return EvalConfig(out=out, models=[ModelSpec(name="a", path="/a")], tasks=[TaskSpec(name="mbpp")], **fields)
 
 
+def fill(out: Path, section: str, name: str, facts: dict[str, Any]) -> None:
+    """A folder with a record and a result."""
+    Folder(config(out)).note(section, name, facts)
+    (out / "latency.jsonl").write_text('{"model": "a", "mean": 1.5}\n')
+
+
 def test_the_same_settings_go_on(tmp_path: Path) -> None:
-    Folder(config(tmp_path / "out")).note("tasks", "mbpp", {"tasks": 3})
+    fill(tmp_path / "out", "tasks", "mbpp", {"tasks": 3})
     free = config(tmp_path / "out", batch_size=3, k=[5], judge={"jobs": 1})  # these change no number
     assert Folder(free).record["tasks"] == {"mbpp": {"tasks": 3}}
 
@@ -33,7 +39,7 @@ def test_the_same_settings_go_on(tmp_path: Path) -> None:
     ],
 )
 def test_other_settings_are_named(tmp_path: Path, fields: dict[str, Any], difference: str) -> None:
-    Folder(config(tmp_path / "out")).note("tasks", "mbpp", {"tasks": 3})
+    fill(tmp_path / "out", "tasks", "mbpp", {"tasks": 3})
     with pytest.raises(UsageError) as error:
         Folder(config(tmp_path / "out", **fields))
     assert str(error.value) == (
@@ -42,7 +48,7 @@ def test_other_settings_are_named(tmp_path: Path, fields: dict[str, Any], differ
 
 
 def test_a_model_that_was_trained_again_is_noticed(tmp_path: Path) -> None:
-    Folder(config(tmp_path / "out")).note("models", "a", {"identity": "one", "parameters": 5})
+    fill(tmp_path / "out", "models", "a", {"identity": "one", "parameters": 5})
     with pytest.raises(UsageError, match=r"models.a.identity: expected one, got two; "):
         Folder(config(tmp_path / "out")).note("models", "a", {"identity": "two", "parameters": 5})
 
@@ -53,13 +59,30 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         Folder(config(tmp_path))
 
 
+def test_a_folder_without_results_takes_new_settings(tmp_path: Path) -> None:
+    Folder(config(tmp_path / "out")).note("models", "a", {"identity": "one"})  # then a mistake ended the run
+    assert Folder(config(tmp_path / "out", temperature=0.2)).record["models"] == {}
+
+
 def test_torn_lines_are_cut_off(tmp_path: Path) -> None:
-    Folder(config(tmp_path / "out"))
-    (tmp_path / "out" / "latency.jsonl").write_text('{"model": "a"}\n{"model": "b", "mea')
-    assert Folder(config(tmp_path / "out")).rows("latency.jsonl") == [{"model": "a"}]
+    fill(tmp_path / "out", "models", "a", {"identity": "one"})
+    with (tmp_path / "out" / "latency.jsonl").open("a") as file:
+        file.write('{"model": "b", "mea')
+    assert Folder(config(tmp_path / "out")).rows("latency.jsonl") == [{"model": "a", "mean": 1.5}]
+
+
+def test_rows_of_another_tool_are_named(tmp_path: Path) -> None:
+    folder = Folder(config(tmp_path / "out"))
+    (folder.path / "completions.jsonl").write_text('{"task_id": "HumanEval/0", "completion": ""}\n')
+    with pytest.raises(UsageError) as error:
+        folder.rows("completions.jsonl")
+    assert str(error.value) == (
+        f"{folder.path / 'completions.jsonl'} row 1: expected a field 'model', got none; remove the file; it is made again"
+    )
 
 
 def test_a_record_that_is_not_ours(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(json.dumps({"format": 2}))
+    fill(tmp_path / "out", "models", "a", {"identity": "one"})
+    (tmp_path / "out" / "run.json").write_text(json.dumps({"format": 2}))
     with pytest.raises(UsageError, match=r"expected a record of format 1, got something else"):
-        Folder(config(tmp_path))
+        Folder(config(tmp_path / "out"))

@@ -180,6 +180,19 @@ def test_only_batches_with_a_missing_sample_are_pending(loaded: LoadedModel) -> 
     assert list(pending(batches, done - {(one.task_id, one.index)})) == [batches[2]]
 
 
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_a_model_that_diverged_is_an_error(tmp_path: Path, temperature: float) -> None:
+    spec = ModelSpec(name="tiny", path=str(save_tiny_model(tmp_path / "tiny")))
+    broken = load(locate(spec), "float32", torch.device("cpu"))
+    with torch.no_grad():
+        broken.model.transformer.ln_f.weight[3] = torch.nan
+    with pytest.raises(RunError) as error:
+        all_rows(broken, config(temperature=temperature))
+    assert str(error.value) == (
+        "model 'tiny': expected logits that are numbers, got NaN; train it again, or take an earlier checkpoint"
+    )
+
+
 def test_an_empty_prompt_is_refused(loaded: LoadedModel) -> None:
     with pytest.raises(UsageError) as error:
         plan(loaded, [task("T/9", "")], AS_IS, config())

@@ -112,17 +112,28 @@ def test_several_models_in_one_file_stay_apart(tmp_path: Path, problems: Path) -
         ),
     ],
 )
-def test_mistakes_get_one_line(
-    tmp_path: Path, problems: Path, samples: list[dict[str, Any]], sentence: str
-) -> None:
+def test_mistakes_get_one_line(tmp_path: Path, problems: Path, samples: list[dict[str, Any]], sentence: str) -> None:
     with pytest.raises(UsageError) as error:
         judged(tmp_path, problems, samples)
     assert str(error.value) == sentence.format(task=TASKS[0]["task_id"], next=TASKS[1]["task_id"])
     assert not (tmp_path / "verdicts.jsonl").exists()
 
 
+def test_another_file_is_never_written_into(tmp_path: Path, problems: Path) -> None:
+    write_jsonl(tmp_path / "samples.jsonl", [right(0)])
+    (tmp_path / "notes.txt").write_text("one line\nno newline at the end")
+    for path in (tmp_path / "notes.txt", tmp_path / "samples.jsonl"):
+        before = path.read_bytes()
+        with pytest.raises(UsageError) as error:
+            judge_file(tmp_path / "samples.jsonl", problems, path, SETTINGS)
+        assert str(error.value) == f"{path}: expected a verdict file or none, got another file; choose another --out"
+        assert path.read_bytes() == before
+
+
 def test_an_empty_samples_file(tmp_path: Path, problems: Path) -> None:
-    with pytest.raises(UsageError, match=r"samples.jsonl: expected at least one sample, got an empty file; check the path$"):
+    with pytest.raises(
+        UsageError, match=r"samples.jsonl: expected at least one sample, got an empty file; check the path$"
+    ):
         judged(tmp_path, problems, [])
 
 

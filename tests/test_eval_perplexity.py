@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from student_cache import make_cache, make_windows
 from tiny_model import byte_tokenizer, save_tiny_model
 from torch.nn.functional import log_softmax
 
@@ -17,7 +18,7 @@ from cache.tail import NODES
 from eval.config import ModelSpec
 from eval.models import LoadedModel, load, locate
 from eval.perplexity import held_out_loss
-from shared.errors import UsageError
+from shared.errors import RunError, UsageError
 from shared.tokenizer import fingerprint
 
 
@@ -108,3 +109,21 @@ def test_nothing_but_prompt_is_refused(loaded: LoadedModel, monkeypatch: pytest.
     use(monkeypatch, FakeCache([window(np.ones(4), 4)]))
     with pytest.raises(UsageError, match="expected tokens that are not prompt, got none"):
         held_out_loss(loaded, Path("cache"), mask_prompt=True)
+
+
+def test_a_real_cache_is_read(loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = make_windows(12)
+    from_disk = held_out_loss(loaded, make_cache(tmp_path / "cache", written), mask_prompt=False)
+    use(monkeypatch, FakeCache(written))
+    assert from_disk == held_out_loss(loaded, Path("cache"), mask_prompt=False)
+    assert (from_disk.tokens, from_disk.windows) == (sum(len(one.tokens) - 1 for one in written), 12)
+
+
+def test_a_model_that_diverged_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ModelSpec(name="tiny", path=str(save_tiny_model(tmp_path / "tiny")))
+    broken = load(locate(spec), "float32", torch.device("cpu"))
+    with torch.no_grad():
+        broken.model.transformer.ln_f.weight[3] = torch.nan
+    use(monkeypatch, FakeCache([window(np.arange(9), 0)]))
+    with pytest.raises(RunError, match=r"^model 'tiny': expected a finite held-out loss, got nan; train it again"):
+        held_out_loss(broken, Path("cache"), mask_prompt=True)

@@ -1,14 +1,9 @@
-"""The wall: values that cross it exactly, programs that do not, at every isolation level this machine can show."""
+"""The wall: what judged programs cannot do and what they can, at every isolation level this machine can show."""
 
 from __future__ import annotations
 
-import collections
-import decimal
-import fractions
 import os
-import random
 import socket
-import struct
 import sys
 import threading
 import time
@@ -19,9 +14,9 @@ from typing import Any
 import pytest
 
 from eval.judge import judge
-from eval.judge_pool import Server
+from eval.judge_pool import Server, ServerDied
 from eval.sandbox_confine import wipe
-from eval.sandbox_wire import MAX_DEPTH, MAX_FRAME, WireError, decode, encode, read_frame, write_frame
+from eval.sandbox_seccomp import _ALLOW, _KILL, _REFUSE, _SPECIAL, _blocks, _numbers
 from eval.verdicts import Verdict
 from shared.errors import RunError, UsageError
 from shared.tasks import Task
@@ -30,116 +25,11 @@ ROOT = Path(__file__).resolve().parent.parent
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Landlock and seccomp are Linux's")
 
 
-def no_handle(value: Any) -> str:
-    raise WireError(f"no {type(value).__name__}")
-
-
-def round_trip(value: Any) -> Any:
-    return decode(encode(value, no_handle), no_handle)
-
-
-# ---- values
-
-
-def random_value(rng: random.Random, depth: int = 4) -> Any:
-    kind = rng.randrange(12 if depth else 7)
-    if kind == 0:
-        return rng.choice([None, True, False, ...])
-    if kind == 1:
-        return rng.randint(-(1 << rng.choice([1, 7, 8, 31, 64, 200])), 1 << rng.choice([1, 7, 8, 31, 64, 200]))
-    if kind == 2:
-        return struct.unpack("<d", rng.randbytes(8))[0] if rng.random() < 0.5 else rng.uniform(-9, 9)
-    if kind == 3:
-        return "".join(chr(rng.choice([65, 233, 0x20AC, 0xD800, 0x1F600])) for _ in range(rng.randrange(5)))
-    if kind == 4:
-        return rng.randbytes(rng.randrange(5))
-    if kind == 5:
-        return complex(rng.random(), rng.random())
-    if kind == 6:
-        return rng.choice([int, str, range(3), fractions.Fraction(1, rng.randint(2, 9)), decimal.Decimal("1.50")])
-    items = [random_value(rng, depth - 1) for _ in range(rng.randrange(4))]
-    if kind in (7, 8):
-        return items if kind == 7 else tuple(items)
-    if kind == 9:
-        return dict(enumerate(items))
-    return {rng.randrange(9) for _ in items} if kind == 10 else collections.deque(items, 9)
-
-
-def test_values_arrive_with_value_and_type() -> None:
-    rng = random.Random(7)
-    for _ in range(500):
-        value = random_value(rng)
-        arrived = round_trip(value)
-        assert type(arrived) is type(value)
-        assert repr(arrived) == repr(value)  # nan is not equal to itself, its repr is
-
-
-def test_subclasses_arrive_as_their_base() -> None:
-    class Liar(int):
-        __hash__ = int.__hash__
-
-        def __eq__(self, other: object) -> bool:
-            return True
-
-    class Long(list[int]):
-        def __len__(self) -> int:
-            return 99
-
-    pair = collections.namedtuple("pair", "a b")(1, Liar(2))
-    arrived = round_trip([Liar(3), Long([1]), pair])
-    assert [type(part) for part in arrived] == [int, list, tuple]
-    assert arrived == [3, [1], (1, 2)]
-    assert arrived[0] != 4
-
-
-def test_views_and_iterators_arrive_drained() -> None:
-    assert round_trip({"a": 1}.keys()) == {"a"}
-    assert list(round_trip({"a": [1]}.values())) == [[1]]
-    assert list(round_trip(x * x for x in range(4))) == [0, 1, 4, 9]
-
-
-def test_too_deep_too_big_or_not_plain_does_not_leave() -> None:
-    deep: list[Any] = []
-    for _ in range(MAX_DEPTH + 2):
-        deep = [deep]
-    loop: list[Any] = []
-    loop.append(loop)
-    for value in (deep, loop, "x" * (MAX_FRAME + 1), [b"x" * (MAX_FRAME // 2 + 1)] * 2, object()):
-        with pytest.raises(WireError):
-            encode(value, no_handle)
-
-
-def test_no_bytes_decode_to_anything_but_a_value_or_a_wire_error() -> None:
-    rng = random.Random(11)
-    tags = b"NTFeidcsbBltSZDrvKVMIhy"
-    for _ in range(4000):
-        raw = bytearray(encode(random_value(rng), no_handle))
-        for _ in range(rng.randrange(1, 4)):
-            raw[rng.randrange(len(raw))] = rng.choice(tags) if rng.random() < 0.5 else rng.randrange(256)
-        try:
-            decode(bytes(raw[: rng.randrange(1, len(raw) + 1)]), no_handle)
-        except WireError:
-            continue
-
-
-def test_frames_are_bounded_and_a_cut_one_is_the_end() -> None:
-    ours, theirs = os.pipe()
-    write_frame(theirs, b"abc")
-    os.write(theirs, struct.pack("<I", MAX_FRAME + 1))
-    assert read_frame(ours) == b"abc"
-    with pytest.raises(WireError, match="a frame of more than 16 MB"):
-        read_frame(ours)
-    os.write(theirs, struct.pack("<I", 9) + b"short")
-    os.close(theirs)
-    assert read_frame(ours) is None
-    os.close(ours)
-
-
 def test_wipe_empties_deep_and_locked_trees(tmp_path: Path) -> None:
     here = Path.cwd()
     os.chdir(tmp_path)
     try:
-        for _ in range(1500):  # a path far longer than the system takes at once
+        for _ in range(700):  # a path far longer than the system takes at once
             Path("deeper").mkdir(mode=0o700)
             os.chdir("deeper")
         Path("file").touch()
@@ -152,17 +42,26 @@ def test_wipe_empties_deep_and_locked_trees(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@linux
+@pytest.mark.parametrize("column", [0, 1])
+def test_each_system_call_has_one_answer(column: int) -> None:
+    tables = [_numbers(table, column) for table in (_ALLOW, _REFUSE, _KILL, _SPECIAL)]
+    numbers = [number for table in tables for number in table.values()]
+    assert len(numbers) == len(set(numbers)) > 200
+    assert set(_numbers(_SPECIAL, 0)) == set(_blocks())
+
+
 # ---- levels
 
 LEVELS = {
     "best": "",
-    "no namespaces": "cell.try_namespaces = lambda: False",
-    "no private root": "cell.try_private_root = lambda folder: bool(cell.os.chdir(folder))",
+    "no namespaces": "cell.fences = lambda folder: 0",
+    "no private root": "cell.fences = lambda folder: 1",
     "weak": """
 def refuse(*_):
     raise OSError(38, "not here")
 confine.Landlock = confine.Seccomp = refuse
-cell.try_namespaces = lambda: False
+cell.fences = lambda folder: 0
 """,
 }
 
@@ -183,7 +82,15 @@ def start_at(level: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eval.judge_pool.START", start)
 
 
-TASK = Task("T/0", "def f(x):\n", "    return x + 1\n", "def check(c):\n    for x in range(3): assert c(x) == x + 1\n", "f", "", "humaneval")
+TASK = Task(
+    "T/0",
+    "def f(x):\n",
+    "    return x + 1\n",
+    "def check(c):\n    for x in range(3): assert c(x) == x + 1\n",
+    "f",
+    "",
+    "humaneval",
+)
 
 
 def run(*bodies: str, **options: Any) -> list[Verdict]:
@@ -209,7 +116,9 @@ ESCAPES: dict[str, Callable[[Path], str]] = {
     "write beside": lambda path: reached(f"open({str(path / 'marker')!r}, 'w')"),
     "read a user's file": lambda path: reached(f"open({str(path / 'secret')!r}).read()"),
     "list a user's folder": lambda path: reached(f"__import__('os').listdir({str(path)!r}) is not None"),
-    "list the root": lambda _: reached("'etc' in __import__('os').listdir('/') and 'root' in open('/etc/passwd').read()"),
+    "list the root": lambda _: reached(
+        "'etc' in __import__('os').listdir('/') and 'root' in open('/etc/passwd').read()"
+    ),
     "environment": lambda _: reached("len(__import__('os').environ)"),
     "another's environment": lambda _: reached("open('/proc/self/environ')"),
     "chmod": lambda path: reached(f"__import__('os').chmod({str(path / 'secret')!r}, 0o777) is None"),
@@ -225,7 +134,9 @@ ESCAPES: dict[str, Callable[[Path], str]] = {
     "trace": lambda _: reached("__import__('ctypes').CDLL(None).ptrace(16, 1, 0, 0) == 0"),
     "namespace": lambda _: reached("__import__('ctypes').CDLL(None).unshare(0x10000000) == 0"),
     "signals by fcntl": lambda _: reached("__import__('fcntl').fcntl(0, 8, 1) == 0"),
-    "big file": lambda _: reached("open('big', 'wb').write(bytes(20 << 20)) and __import__('os').stat('big').st_size > 17 << 20"),
+    "big file": lambda _: reached(
+        "open('big', 'wb').write(bytes(20 << 20)) and __import__('os').stat('big').st_size > 17 << 20"
+    ),
     "many open files": lambda _: reached("[__import__('os').open('/dev/null', 0) for _ in range(100)]"),
 }
 
@@ -248,21 +159,50 @@ def test_no_escape_at_any_level(level: str, tmp_path: Path) -> None:
     assert outcomes["trace"]["verdict"] == "forbidden"
 
 
+HONEST = r"""
+### asyncio
+import asyncio
+async def g():
+    return x + 1
+return asyncio.run(g())
+### thread
+import threading
+out = []
+t = threading.Thread(target=lambda: out.append(x + 1))
+t.start(); t.join()
+return out[0]
+### temporary file
+import tempfile
+with tempfile.TemporaryFile() as file:
+    file.write(b'a' * (x + 1))
+    return file.tell()
+### temporary folder
+import tempfile, os
+with tempfile.TemporaryDirectory() as d:
+    return len(os.listdir(d)) + x + 1
+### imports
+import hashlib, decimal, sqlite3, zlib, datetime, uuid
+uuid.uuid4()
+return len(hashlib.sha256(b'').digest()) - 31 + x
+### sleep and noise
+import time
+time.sleep(0.01)
+print('noise')
+return x + 1
+### pool
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor(4) as p:
+    return sum(p.map(int, [x, 1]))
+"""
+
+
 def test_honest_uses_of_the_system_pass(level: str) -> None:
-    honest = [
-        "import asyncio\nasync def g():\n    return x + 1\nreturn asyncio.run(g())",
-        "import threading\nout = []\nt = threading.Thread(target=lambda: out.append(x + 1))\nt.start(); t.join()\nreturn out[0]",
-        "import tempfile\nwith tempfile.TemporaryFile() as file:\n    file.write(b'a' * (x + 1))\n    return file.tell()",
-        "import tempfile, os\nwith tempfile.TemporaryDirectory() as d:\n    return len(os.listdir(d)) + x + 1",
-        "import hashlib, decimal, sqlite3, zlib, datetime, uuid\nuuid.uuid4()\nreturn len(hashlib.sha256(b'').digest()) - 31 + x",
-        "import time\ntime.sleep(0.01)\nprint('noise')\nreturn x + 1",
-        "from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(4) as p:\n    return sum(p.map(int, [x, 1]))",
-    ]
+    honest = [part.partition("\n")[2] for part in HONEST.split("### ")[1:]]
     assert [verdict["verdict"] for verdict in run(*honest)] == ["passed"] * len(honest)
 
 
 def test_a_program_leaves_nothing_for_the_next(level: str) -> None:
-    leave = "import os\nopen('left', 'w')\nos.makedirs('a/b/c')\nreturn x + 1"
+    leave = "import os\nopen('left', 'w')\nos.makedirs('a/b/c', exist_ok=True)\nreturn x + 1"
     look = "import os\nreturn x + 1 if not os.listdir('.') else None"
     assert [verdict["verdict"] for verdict in run(leave, look)] == ["passed", "passed"]
 
@@ -312,7 +252,7 @@ while not os.path.exists({str(alive)!r}) or not open({str(alive)!r}).read():
 os._exit(0)
 """
     (verdict,) = run(body, allow_weak_sandbox=True)
-    assert verdict["verdict"] == "crashed"
+    assert not verdict["passed"]
     assert not Path(f"/proc/{alive.read_text()}").exists()
 
 
@@ -341,15 +281,23 @@ def test_servers_end_when_the_judge_is_left_early_or_killed() -> None:
 @linux
 def test_closing_its_stdin_ends_a_server_in_the_middle_of_a_program() -> None:
     server = Server(allow_weak_sandbox=False)
-    request = {
+    request: dict[str, Any] = {
         "program": "import time\ntime.sleep(60)\n", "preamble": "", "stubs": [], "tests": "", "entry_point": None,
         "reach": "values", "cpu_seconds": 20, "memory_bytes": 1 << 30,
     }  # fmt: skip
-    asked = threading.Thread(target=lambda: pytest.raises(Exception, server.ask, request), daemon=True)
+    died: list[ServerDied] = []
+
+    def ask() -> None:
+        try:
+            server.ask(request)
+        except ServerDied as error:
+            died.append(error)
+
+    asked = threading.Thread(target=ask, daemon=True)
     asked.start()
     time.sleep(0.3)
     began = time.monotonic()
     server.stop()
     asked.join(5)
-    assert not asked.is_alive()
+    assert len(died) == 1
     assert time.monotonic() - began < 5

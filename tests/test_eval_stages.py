@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from student_cache import make_cache, make_windows
 from tiny_model import save_tiny_model
 from typer.testing import CliRunner
 
@@ -62,17 +63,19 @@ def evaluation(home: Path, out: str, **fields: Any) -> Evaluation:
 
 
 def test_the_whole_line_writes_the_promised_files(home: Path) -> None:
-    done = CliRunner().invoke(app, ["run", str(config_file(home, "whole")), "--json"])
+    make_cache(home / "cache", make_windows(6))
+    done = CliRunner().invoke(app, ["run", str(config_file(home, "whole", held_out="./cache")), "--json"])
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     out = home / "whole"
     assert {path.name for path in out.iterdir()} == {
-        "run.json", "completions.jsonl", "verdicts.jsonl", "latency.jsonl",
+        "run.json", "completions.jsonl", "verdicts.jsonl", "latency.jsonl", "perplexity.jsonl",
         "report.json", "report.md", "report.html", "curves.png",
     }  # fmt: skip
     assert report == json.loads((out / "report.json").read_text())
     assert [model["name"] for model in report["models"]] == ["teacher", "student"]
     assert report["models"][1]["ratio_to_teacher"] == 1.0
+    assert all(model["loss"] > 5 and model["latency_mean"] > 0 for model in report["models"])
     assert [scores["samples"] for scores in report["tables"][0]["scores"]] == [12, 12]
     assert report["tables"][0]["scores"][0]["pass_at"]["1"]["value"] == 0.0  # random weights
     verdicts = list(read_jsonl(out / "verdicts.jsonl"))
@@ -147,10 +150,22 @@ def test_a_model_added_later_joins(home: Path, calm: bytes) -> None:
     assert (home / "joins" / "completions.jsonl").read_bytes() == calm
 
 
-def test_changed_tasks_are_refused(home: Path) -> None:
-    evaluation(home, "changed")
+def test_changed_tasks_are_refused(home: Path, calm: bytes) -> None:
     with pytest.raises(UsageError, match=r"tasks.embedded.\w+: expected "):
-        evaluation(home, "changed", tasks=[{"name": "embedded", "count": 5}])
+        evaluation(home, "calm", tasks=[{"name": "embedded", "count": 5}])
+
+
+def test_a_missing_model_shows_before_any_is_loaded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.models.load", None)
+    absent = {"name": "absent", "path": "./absent"}
+    with pytest.raises(UsageError, match=r"^model 'absent' at "):
+        evaluation(home, "absent", models=[*MODELS, absent]).generate()
+
+
+def test_a_missing_cache_shows_before_anything_is_written(home: Path) -> None:
+    with pytest.raises(UsageError, match=r"no-cache"):
+        evaluation(home, "early", held_out="./no-cache")
+    assert not (home / "early").exists()
 
 
 def test_a_report_of_half_a_run_says_so(home: Path) -> None:
@@ -188,15 +203,21 @@ def test_a_prompt_that_ends_inside_a_token_is_noted(home: Path, shared_data: Pat
             "got one of them; use --set judge.jobs=N and the like",
         ),
         (
-            ["run", "{config}", "--set", "models=[{{name: gone, path: /nowhere}}]", "--set", "out=/tmp/codestill-none/x"],
+            [
+                "run",
+                "{config}",
+                "--set",
+                "models=[{{name: gone, path: /nowhere}}]",
+                "--set",
+                "out={out}",
+            ],
             "",
         ),
     ],
 )
 def test_wrong_calls_get_one_line(home: Path, arguments: list[str], sentence: str, tmp_path: Path) -> None:
     path = str(config_file(home, "calls"))
-    out = str(tmp_path / "x")
-    filled = [one.format(config=path).replace("/tmp/codestill-none/x", out) for one in arguments]
+    filled = [one.format(config=path, out=tmp_path / "x") for one in arguments]
     done = CliRunner().invoke(app, filled)
     assert isinstance(done.exception, CodestillError) and done.exception.exit_code == 2
     expected = sentence.format(config=path) or (

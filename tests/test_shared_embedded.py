@@ -1,4 +1,4 @@
-"""The embedded domain: deterministic, disjoint, right in every style, with tests that a wrong constant fails; and its teacher."""
+"""The embedded domain: deterministic, disjoint, right in every style, tests that a wrong constant fails; and its teacher."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
+
 from shared import embedded  # its private parts are looked at here
 from shared.embedded import FAMILIES, EmbeddedDocument, held_out_tasks, training_documents
 from shared.embedded_inputs import draw_argument
@@ -32,7 +34,9 @@ def test_the_same_in_every_process() -> None:
     digests = set()
     for hash_seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        result = subprocess.run([sys.executable, "-c", DIGEST], env=environment, capture_output=True, text=True, check=True)
+        result = subprocess.run(
+            [sys.executable, "-c", DIGEST], env=environment, capture_output=True, text=True, check=True
+        )
         digests.add(result.stdout)
     rows = [document.row() for document in training_documents(200, 3)] + held_out_tasks(40, 3)
     digests.add(hashlib.sha256(json.dumps(rows).encode()).hexdigest() + "\n")
@@ -49,7 +53,11 @@ def test_a_document_depends_on_seed_and_index_only() -> None:
 def test_rows_have_the_fields_of_humaneval() -> None:
     document = next(training_documents(1, 0))
     assert document == EmbeddedDocument(document.id, document.prompt, document.solution)
-    assert document.row() == {"task_id": "Embedded/0/0", "prompt": document.prompt, "canonical_solution": document.solution}
+    assert document.row() == {
+        "task_id": "Embedded/0/0",
+        "prompt": document.prompt,
+        "canonical_solution": document.solution,
+    }
     task = held_out_tasks(2, 0)[1]
     assert list(task) == ["task_id", "prompt", "canonical_solution", "entry_point", "test"]
     assert task["task_id"] == "Embedded/1"
@@ -127,7 +135,7 @@ def test_canonical_solutions_pass_and_wrong_constants_fail() -> None:
 
 def test_an_empty_solution_and_another_task_s_solution_fail() -> None:
     tasks = held_out_tasks(60, 2)
-    for task, other in zip(tasks, tasks[1:], strict=False):
+    for task, other in pairwise(tasks):
         assert not _passes(task["prompt"] + "    return None\n", task)
         body = other["canonical_solution"]
         if body != task["canonical_solution"]:

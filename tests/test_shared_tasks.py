@@ -102,6 +102,7 @@ def test_other_mistakes(tmp_path: Path) -> None:
         load_tasks(cut)
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
 def test_real_files(shared_data: Path) -> None:
     humaneval, mbpp = load_tasks(shared_data / "humaneval.jsonl"), load_tasks(shared_data / "mbpp.jsonl")
     assert (len(humaneval), len(mbpp)) == (164, 974)

@@ -1,0 +1,147 @@
+"""How quickly one thread reads a cache, what a random window costs against a sequential one, and where the bytes lie.
+
+    python benchmarks/cache_reading.py                    a synthetic cache, k = 64, vocabulary 49,152, 512-token windows
+    python benchmarks/cache_reading.py --cache DIR        a real one
+
+Reads through `open_cache(DIR)[i]`, so checksums, range checks and dequantisation are in the figure. Best of five passes with the
+file in the page cache: what is measured is decoding, not the disk. Not for training speed (benchmarks/stage2_step.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cache.encoding import Encoding, fields  # noqa: E402
+from cache.manifest import Identity, Selection, Teacher  # noqa: E402
+from cache.reader import Cache, open_cache  # noqa: E402
+from cache.record import CachedWindow  # noqa: E402
+from cache.shard import read_index  # noqa: E402
+from cache.tail import NODES  # noqa: E402
+from cache.writer import PROGRESS_FOLDER, writing  # noqa: E402
+from shared.tokenizer import TokenizerFingerprint  # noqa: E402
+
+VOCAB, K, TOKENS = 49_152, 64, 512
+PARTS = {
+    "tokens": "tokens",
+    "head_sizes": "sizes",
+    "head_ids": "ids",
+    "head_values": "values",
+    "tail": "tail",
+    "gold": "gold",
+}
+
+
+def synthetic(directory: Path, windows: int) -> Path:
+    """A cache of `windows` windows with 64 ids a position, falling log-probabilities and Zipfian ids."""
+    teacher = Teacher(
+        id="synthetic", revision=None, weights="", architecture="", parameters=1, dtype="", quantisation=None
+    )
+    print_ = TokenizerFingerprint(
+        size=VOCAB, vocab_sha256="", bos=None, eos=None, pad=None, unk=None, special={}, probe_sha256=""
+    )
+    plan = Identity(
+        teacher=teacher,
+        tokenizer=print_,
+        corpus={},
+        windows={},
+        selection=Selection(k=K, top_p=1.0),
+        encoding=Encoding(vocab_size=VOCAB, k=K),
+        windows_per_shard=windows,
+    )
+    rng = np.random.default_rng(0)
+    with writing(directory, plan) as writer:
+        writer.seal(0, [_window(rng, number) for number in range(windows)], {})
+        folder = directory / PROGRESS_FOLDER / "tokenizer"
+        folder.mkdir()
+        writer.finish(folder, counts={}, fidelity=(), teacher_loss=0.0, made_with={})
+    return directory
+
+
+def _window(rng: np.random.Generator, number: int) -> CachedWindow:
+    positions = TOKENS - 1
+    ids_PK = np.argsort(rng.random((positions, 4 * K)), axis=1)[:, :K] * rng.integers(1, VOCAB // (4 * K), (positions, 1))
+    values_PK = -np.cumsum(rng.exponential(0.12, (positions, K)), axis=1) - 0.3
+    tail_PN = np.log(VOCAB - K) * (1 - np.array(NODES)) - np.array(NODES) * rng.uniform(1, 4, (positions, 1))
+    return CachedWindow(
+        id=f"{number:016x}",
+        document=f"document {number}",
+        prompt_tokens=0,
+        tokens=rng.zipf(1.3, TOKENS).clip(max=VOCAB - 1).astype(np.int32),
+        head_sizes_P=np.full(positions, K, np.int32),
+        head_ids_E=ids_PK.ravel().astype(np.int32),
+        head_logprobs_E=values_PK.ravel().astype(np.float32),
+        tail_PN=tail_PN.astype(np.float32),
+        gold_P=rng.uniform(-12, -9, positions).astype(np.float32),
+        coords_PR=np.zeros((positions, 0), np.float32),
+    )
+
+
+def rate(cache: Cache, order: list[int], passes: int = 5) -> float:
+    """Tokens a second of one thread, best of `passes`."""
+    tokens, best = int(cache.lengths[order].sum()), 0.0
+    for _ in range(passes):
+        start = time.perf_counter()
+        for number in order:
+            cache[number]
+        best = max(best, tokens / (time.perf_counter() - start))
+    return best
+
+
+def bytes_by_part(cache: Cache) -> dict[str, float]:
+    """Bytes a token of every stored field; what is neither is the index, HDF5's own structure and the tables."""
+    tokens = int(cache.lengths.sum())
+    indexes = [read_index(cache.directory / shard.name) for shard in cache.manifest.shards]
+    parts = {
+        PARTS[spec.name]: sum(int(index.size[spec.name].sum()) for index in indexes) / tokens
+        for spec in fields(cache.manifest.identity.encoding)
+    }
+    whole = cache.manifest.total("bytes") / tokens
+    return {**parts, "index and overhead": whole - sum(parts.values()), "together": whole}
+
+
+def measure(directory: Path) -> dict[str, float]:
+    """All figures of one cache."""
+    cache = open_cache(directory)
+    order = list(range(len(cache)))
+    start = time.perf_counter()
+    open_cache(directory)
+    opened = time.perf_counter() - start
+    shuffled = [int(number) for number in np.random.default_rng(1).permutation(len(cache))]
+    sequential, random = rate(cache, order), rate(cache, shuffled)
+    return {
+        "windows": len(cache),
+        "tokens": int(cache.lengths.sum()),
+        "open, ms": 1000 * opened,
+        "sequential, tokens/s": sequential,
+        "random, tokens/s": random,
+        "sequential / random": sequential / random,
+        **{f"bytes a token, {name}": value for name, value in bytes_by_part(cache).items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, help="a finished cache; without it a synthetic one is made and removed")
+    parser.add_argument("--windows", type=int, default=200, help="of the synthetic cache")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        found = measure(options.cache or synthetic(Path(scratch) / "cache", options.windows))
+    if options.json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        print(f"{name:<36}{value:>14,.2f}" if value % 1 else f"{name:<36}{value:>14,.0f}")
+
+
+if __name__ == "__main__":
+    main()

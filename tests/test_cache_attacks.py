@@ -1,0 +1,650 @@
+"""Hostile caches, one function each: every one ends in one line of refusal, and nothing outside the cache is opened.
+
+What is made here nobody's capture writes. Flipped and missing bytes are test_cache_damage.py's matter.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import struct
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin
+import numpy as np
+import pytest
+import zstandard
+from cache_records import identity, records, write_cache
+
+from cache.encoding import Encoding, encode_window
+from cache.manifest import MANIFEST, canonical, digest_of, read_manifest
+from cache.reader import ShardReader, open_cache
+from cache.shard import _index_digest, read_index, shard_bytes
+from cache.structure import MAX_CHUNK_BYTES
+from cache.verify import verify
+from shared.errors import RunError, UsageError
+
+ENCODING = Encoding(vocab_size=50, k=8)
+FIELDS = ("tokens", "head_sizes", "head_ids", "head_values", "tail", "gold")
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    """A sound shard of three windows, written so that tests may change it in place."""
+    path = tmp_path / "00000-0123456789ab.h5"
+    path.write_bytes(shard_bytes(records(3, positions=5), ENCODING, {}))
+    return path
+
+
+def edit(path: Path, change: Callable[[h5py.File], None]) -> None:
+    with h5py.File(path, "r+") as file:
+        change(file)
+
+
+def replaced(path: Path, name: str, **settings: Any) -> None:
+    """Put another dataset in the place of `name`."""
+
+    def change(file: h5py.File) -> None:
+        del file[name]
+        file.create_dataset(name, **settings)
+
+    edit(path, change)
+
+
+def resealed(path: Path) -> None:
+    """Make the index checksum right again, as an attacker would."""
+
+    def change(file: h5py.File) -> None:
+        index = {name: file[name][...] for name in sorted(set(file) - set(FIELDS))}
+        texts = {name: bytes(file.attrs[name]).decode() for name in ("encoding", "summary")}
+        file.attrs["index_sha256"] = np.bytes_(_index_digest(index, texts))
+
+    edit(path, change)
+
+
+def refused(path: Path, message: str) -> None:
+    """Reading must end in one line that matches, and must not need memory that the file's size does not explain."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(RunError, match=message) as caught:
+            reader = ShardReader(read_index(path, ENCODING))
+            for window in range(len(reader.index)):
+                reader.read(window)
+        assert "\n" not in str(caught.value)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@contextmanager
+def never_opened(secret: Path) -> Iterator[None]:
+    """Watch a file with inotify: C libraries open files without Python noticing."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    libc, opened = ctypes.CDLL(None, use_errno=True), 0x20
+    watcher = libc.inotify_init1(os.O_NONBLOCK)
+    assert libc.inotify_add_watch(watcher, os.fsencode(secret), opened) >= 0
+    try:
+        yield
+        with pytest.raises(BlockingIOError):  # no event to read
+            os.read(watcher, 4096)
+    finally:
+        os.close(watcher)
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "secret.h5"
+    with h5py.File(path, "w") as file:
+        file["gold"] = np.arange(15, dtype="<u2").reshape(3, 5)
+        file["tokens"] = np.arange(18, dtype="<u2").reshape(3, 6)
+    return path
+
+
+def test_the_watch_on_files_works(secret: Path) -> None:
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"), never_opened(secret):
+        h5py.File(secret, "r").close()
+
+
+def test_sound_shard_is_accepted(shard: Path) -> None:
+    reader = ShardReader(read_index(shard, ENCODING))
+    assert [reader.read(window).document for window in range(3)] == [f"document {number}" for number in range(3)]
+
+
+def test_external_link(shard: Path, secret: Path) -> None:
+    def change(file: h5py.File) -> None:
+        del file["gold"]
+        file["gold"] = h5py.ExternalLink(str(secret), "/gold")
+
+    edit(shard, change)
+    with never_opened(secret):
+        refused(shard, "expected 'gold' inside the file, got a ExternalLink")
+
+
+def test_external_link_under_an_optional_name(shard: Path, secret: Path) -> None:
+    edit(shard, lambda file: file.__setitem__("coords", h5py.ExternalLink(str(secret), "/gold")))
+    with never_opened(secret):
+        refused(shard, "coords|exactly the datasets")
+
+
+def test_soft_link(shard: Path) -> None:
+    def change(file: h5py.File) -> None:
+        file.move("gold", "head_sizes_of_another")
+        del file["head_sizes_of_another"]
+        file["gold"] = h5py.SoftLink("/head_values")
+
+    edit(shard, change)
+    refused(shard, "expected 'gold' inside the file, got a SoftLink")
+
+
+def test_virtual_dataset(shard: Path, secret: Path) -> None:
+    layout = h5py.VirtualLayout((3, 5), "<u2")
+    layout[:] = h5py.VirtualSource(str(secret), "gold", (3, 5))
+
+    def change(file: h5py.File) -> None:
+        del file["gold"]
+        file.create_virtual_dataset("gold", layout)
+
+    edit(shard, change)
+    with never_opened(secret):
+        refused(shard, "expected '/gold' stored here, got a virtual")
+
+
+def test_virtual_dataset_without_end(shard: Path, secret: Path) -> None:
+    """Its very shape is only known after its sources were opened."""
+    with h5py.File(secret, "a") as file:
+        file.create_dataset("long", (3,), "<u8", maxshape=(None,), data=np.arange(3))
+    layout = h5py.VirtualLayout((3,), "<u8", maxshape=(None,))
+    source = h5py.VirtualSource(str(secret), "long", (3,), maxshape=(None,))
+    layout[: h5py.h5s.UNLIMITED] = source[: h5py.h5s.UNLIMITED]
+
+    def change(file: h5py.File) -> None:
+        del file["window_id"]
+        file.create_virtual_dataset("window_id", layout)
+
+    edit(shard, change)
+    with never_opened(secret):
+        refused(shard, "expected '/window_id' stored here, got a virtual")
+
+
+def test_external_storage(shard: Path, secret: Path) -> None:
+    replaced(shard, "checksum", shape=(3,), dtype="<u4", external=[(str(secret), 0, 12)])
+    with never_opened(secret):
+        refused(shard, "expected '/checksum' stored here, got external storage")
+
+
+def test_unknown_filter(shard: Path) -> None:
+    replaced(shard, "gold", shape=(3, 5), chunks=(1, 5), dtype="<u2", compression="gzip", shuffle=True)
+    refused(shard, "filtered by shuffle and zstd, got filters")
+
+
+def test_no_filter(shard: Path) -> None:
+    replaced(shard, "gold", data=np.zeros((3, 5), "<u2"), chunks=(1, 5))
+    refused(shard, r"filtered by shuffle and zstd, got filters \[\]")
+
+
+def test_extra_dataset(shard: Path) -> None:
+    edit(shard, lambda file: file.__setitem__("extra", np.zeros(3)))
+    refused(shard, "expected exactly the datasets of the format")
+
+
+def test_missing_dataset(shard: Path) -> None:
+    edit(shard, lambda file: file.__delitem__("tail"))
+    refused(shard, "expected exactly the datasets of the format")
+
+
+def test_group_in_the_place_of_a_dataset(shard: Path) -> None:
+    def change(file: h5py.File) -> None:
+        del file["tail"]
+        file.create_group("tail")
+
+    edit(shard, change)
+    refused(shard, "expected 'tail' to be a dataset")
+
+
+def test_strings_of_any_length(shard: Path) -> None:
+    replaced(shard, "document", data=["a", "b", "c"], dtype=h5py.string_dtype())
+    refused(shard, "'/document' of type S, got object")
+
+
+def test_object_references(shard: Path) -> None:
+    replaced(shard, "window_id", shape=(3,), dtype=h5py.ref_dtype)
+    refused(shard, "'/window_id' of type uint64, got object")
+
+
+def test_arrays_of_any_length(shard: Path) -> None:
+    zstd = hdf5plugin.Zstd(clevel=1)
+    replaced(shard, "gold", shape=(3, 5), chunks=(1, 5), dtype=h5py.vlen_dtype("<u2"), shuffle=True, **zstd)
+    refused(shard, "'/gold' of type uint16")
+
+
+def test_big_endian_numbers(shard: Path) -> None:
+    replaced(shard, "token_count", data=np.array([6, 6, 6], ">u4"))
+    refused(shard, "'/token_count' of type uint32, got >u4")
+
+
+def test_attribute_of_any_length(shard: Path) -> None:
+    edit(shard, lambda file: file.attrs.__setitem__("summary", "{}"))
+    refused(shard, "attribute 'summary' as a fixed-length string")
+
+
+def test_huge_attribute(shard: Path) -> None:
+    edit(shard, lambda file: file.attrs.__setitem__("summary", np.bytes_(b" " * 60_000)))
+    refused(shard, "attribute 'summary' as a fixed-length string")
+
+
+def test_more_attributes(shard: Path) -> None:
+    edit(shard, lambda file: file.attrs.__setitem__("more", 1))
+    refused(shard, "expected the attributes")
+
+
+def test_attributes_on_a_dataset(shard: Path) -> None:
+    edit(shard, lambda file: file["gold"].attrs.__setitem__("more", 1))
+    refused(shard, "'/gold' without attributes")
+
+
+def test_summary_that_is_nested_without_end(shard: Path) -> None:
+    edit(shard, lambda file: file.attrs.__setitem__("summary", np.bytes_(b"[" * 30_000)))
+    resealed(shard)
+    refused(shard, "expected a summary in JSON")
+
+
+def test_summary_that_is_no_object(shard: Path) -> None:
+    edit(shard, lambda file: file.attrs.__setitem__("summary", np.bytes_(b"3")))
+    resealed(shard)
+    refused(shard, "expected a summary in JSON")
+
+
+def test_other_nodes_in_the_encoding(shard: Path) -> None:
+    text = ENCODING.model_dump_json().replace("0.25", "0.26")
+    edit(shard, lambda file: file.attrs.__setitem__("encoding", np.bytes_(text.encode())))
+    resealed(shard)
+    refused(shard, "expected a valid encoding attribute")
+
+
+def test_other_version(shard: Path) -> None:
+    edit(shard, lambda file: file.attrs.__setitem__("version", np.uint32(2)))
+    refused(shard, r"expected version 1, got another version \(made by another release\)")
+
+
+def test_absurd_number_of_windows(shard: Path) -> None:
+    replaced(shard, "window_id", shape=(1 << 40,), dtype="<u8", chunks=(1 << 20,))
+    refused(shard, "expected 1 to 1048576 windows")
+
+
+def test_a_million_windows_that_are_not_there(shard: Path) -> None:
+    for name in ("window_id", "token_count"):
+        replaced(shard, name, shape=(1 << 20,), dtype="<u8" if name == "window_id" else "<u4")
+    refused(shard, "wholly in the file")
+
+
+def test_absurd_window(shard: Path) -> None:
+    zstd = hdf5plugin.Zstd(clevel=1)
+    replaced(shard, "gold", shape=(3, 1 << 30), chunks=(1, 1 << 30), dtype="<u2", shuffle=True, **zstd)
+    refused(shard, f"rows of at most {MAX_CHUNK_BYTES} bytes")
+
+
+def test_window_longer_than_its_count_says(shard: Path) -> None:
+    zstd = hdf5plugin.Zstd(clevel=1)
+    replaced(shard, "gold", data=np.ones((3, 1 << 20), "<u2"), chunks=(1, 1 << 20), shuffle=True, **zstd)
+    refused(shard, "expected window lengths that fit its arrays")
+
+
+def test_more_entries_than_k_allows(shard: Path) -> None:
+    edit(shard, lambda file: file["entry_count"].__setitem__(0, 5 * 8 + 1))
+    resealed(shard)
+    refused(shard, "expected window lengths that fit its arrays")
+
+
+def with_frame(path: Path, name: str, frame: bytes, mask: int = 0) -> None:
+    """Replace window 1's frame and make both checksums right again."""
+
+    def change(file: h5py.File) -> None:
+        import zlib
+
+        file[name].id.write_direct_chunk((1, 0), frame, mask)
+        crc = 0
+        for field in FIELDS:
+            crc = zlib.crc32(file[field].id.read_direct_chunk((1, 0))[1], crc)
+        file["checksum"][1] = crc
+
+    edit(path, change)
+    resealed(path)
+
+
+def test_zstd_bomb(shard: Path) -> None:
+    with_frame(shard, "gold", zstandard.ZstdCompressor(write_checksum=True).compress(bytes(1 << 28))[:100])
+    refused(shard, "window [0-9a-f]{16}: expected undamaged bytes, got zstd frame of 268435456 bytes where the chunk has 10")
+
+
+def test_frame_that_lies_about_its_size(shard: Path) -> None:
+    frame = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(bytes(200)))
+    assert frame[5] == 200, "the content size of a small frame is one byte"
+    frame[5] = 10
+    with_frame(shard, "gold", bytes(frame))
+    refused(shard, "zstd frame damaged")
+
+
+def test_frame_without_a_size(shard: Path) -> None:
+    compressor = zstandard.ZstdCompressor(write_checksum=True, write_content_size=False)
+    with_frame(shard, "gold", compressor.compress(bytes(10)))
+    refused(shard, "got zstd frame of")
+
+
+def test_frame_without_a_checksum(shard: Path) -> None:
+    with_frame(shard, "gold", zstandard.ZstdCompressor(write_checksum=False).compress(bytes(10)))
+    refused(shard, "got a zstd frame without a checksum")
+
+
+def test_two_frames_in_one_chunk(shard: Path) -> None:
+    frame = zstandard.ZstdCompressor(write_checksum=True).compress(bytes(10))
+    with_frame(shard, "gold", frame + frame)
+    refused(shard, "zstd frame damaged")
+
+
+def test_frame_that_skipped_its_filters(shard: Path) -> None:
+    with_frame(shard, "gold", bytes(10), mask=3)
+    refused(shard, "expected every chunk of '/gold' whole")
+
+
+def test_chunk_far_longer_than_its_content(shard: Path) -> None:
+    with_frame(shard, "gold", bytes(250))
+    refused(shard, "expected every chunk of '/gold' whole")
+
+
+def test_missing_chunk(shard: Path) -> None:
+    zstd = hdf5plugin.Zstd(clevel=1)
+    replaced(shard, "gold", shape=(3, 5), chunks=(1, 5), dtype="<u2", shuffle=True, **zstd)
+    refused(shard, "expected every chunk of '/gold' whole|Error iterating over|no chunk")
+
+
+def with_codes(path: Path, name: str, codes: np.ndarray) -> None:
+    """Window 1 with other codes, in a frame as the writer makes it."""
+    from cache.frames import compress, new_compressor
+
+    with h5py.File(path) as file:
+        padded = file[name].shape[1]
+    with_frame(path, name, compress(codes, padded, new_compressor()))
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "message"),
+    [
+        ("tokens", 2, 50, "token outside the vocabulary of 50"),
+        ("head_ids", 0, 65_535, "head id outside the vocabulary of 50"),
+        ("head_sizes", 0, 0, "head sizes outside 1..8"),
+        ("head_sizes", 0, 200, "head sizes outside 1..8"),
+        ("head_values", 1, 65_535, "log-probabilities below the smallest"),
+    ],
+)
+def test_codes_outside_their_range(shard: Path, name: str, place: int, value: int, message: str) -> None:
+    codes = encode_window(records(3, positions=5)[1], ENCODING)[name].copy()
+    codes[place] = value
+    with_codes(shard, name, codes)
+    refused(shard, message)
+
+
+def test_head_sizes_that_do_not_add_up(shard: Path) -> None:
+    sizes = encode_window(records(3, positions=5)[1], ENCODING)["head_sizes"].copy()
+    sizes[0] = sizes[0] % 8 + 1
+    with_codes(shard, "head_sizes", sizes)
+    refused(shard, "head sizes do not add up")
+
+
+def test_rising_log_probabilities_cannot_be_written_down(shard: Path) -> None:
+    """Values are stored as unsigned distances downwards: whatever the bytes are, what is read falls or is refused."""
+    rng = np.random.default_rng(0)
+    window = records(3, positions=5)[1]
+    codes = rng.integers(0, 9000, len(window.head_ids_E)).astype("<u2")
+    with_codes(shard, "head_values", codes)
+    read = ShardReader(read_index(shard, ENCODING)).read(1)
+    steps_E = np.diff(read.head_logprobs_E)
+    starts_P = np.cumsum(read.head_sizes_P)[:-1]
+    assert np.delete(steps_E, starts_P - 1).max() <= 0
+    assert read.head_logprobs_E.max() <= 0
+    assert np.isfinite(read.head_logprobs_E).all()
+
+
+def test_frames_of_another_window(shard: Path) -> None:
+    """Whole frames in the wrong place: zstd is content, the window's own checksum is not."""
+
+    def change(file: h5py.File) -> None:
+        frames = [file["tail"].id.read_direct_chunk((row, 0))[1] for row in (0, 1)]
+        for row, frame in zip((1, 0), frames, strict=True):
+            file["tail"].id.write_direct_chunk((row, 0), frame)
+
+    edit(shard, change)
+    refused(shard, "window [0-9a-f]{16}: expected undamaged bytes, got a checksum that does not fit")
+
+
+def test_link_in_the_place_of_a_shard(shard: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.h5").symlink_to(shard)
+    refused(tmp_path / "link.h5", "expected a plain file, got a link or a special file")
+
+
+def test_pipe_in_the_place_of_a_shard(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.h5")
+    refused(tmp_path / "pipe.h5", "expected a plain file, got a link or a special file")
+
+
+def test_text_in_the_place_of_a_shard(tmp_path: Path) -> None:
+    (tmp_path / "text.h5").write_text("not HDF5\n" * 1000)
+    refused(tmp_path / "text.h5", "expected a readable HDF5 structure")
+
+
+def test_shard_behind_a_user_block(shard: Path) -> None:
+    """HDF5 also looks for its signature at 512, 1024, ...: room for another file in front."""
+    shard.write_bytes(bytes(512) + shard.read_bytes())
+    refused(shard, "expected HDF5 from the first byte, got 512 bytes of something else")
+
+
+# Manifests
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    write_cache(tmp_path / "cache", records(3), identity())
+    return tmp_path / "cache"
+
+
+def manifest_with(cache: Path, change: Callable[[dict[str, Any]], object], *, sealed: bool = True) -> None:
+    """Change the manifest and, where its new content allows, make its digest right again."""
+    import hashlib
+
+    data = json.loads((cache / MANIFEST).read_text())
+    change(data)
+    if sealed:
+        del data["digest"]
+        data["digest"] = hashlib.sha256(json_text(data).encode()).hexdigest()
+    (cache / MANIFEST).write_text(json_text(data))
+
+
+def json_text(data: Any) -> str:
+    return json.dumps(data, indent=2, sort_keys=True) + "\n"
+
+
+def manifest_refused(cache: Path, message: str) -> None:
+    with pytest.raises(RunError, match=message) as caught:
+        open_cache(cache)
+    assert "\n" not in str(caught.value)
+    assert verify(cache)[0].kind == "manifest"
+
+
+def test_sealing_a_manifest_again_is_what_the_writer_does(cache: Path) -> None:
+    before = (cache / MANIFEST).read_bytes()
+    manifest_with(cache, lambda data: None)
+    assert (cache / MANIFEST).read_bytes() == before
+    assert json.loads(before)["digest"] == digest_of(read_manifest(cache))
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside/00000-0123456789ab.h5", "/etc/passwd", "00000-0123456789ab.h5\n", "sub/00000-0123456789ab.h5", ""]
+)
+def test_shard_name_that_leads_elsewhere(cache: Path, name: str) -> None:
+    manifest_with(cache, lambda data: data["shards"][0].__setitem__("name", name))
+    manifest_refused(cache, r"manifest.json: expected String should match pattern .*, got key shards\.0\.name")
+
+
+@pytest.mark.parametrize("name", ["../manifest.json", "/etc/passwd", "..", ".hidden", "a/b", "a\\b", "x\x00y"])
+def test_tokenizer_file_name_that_leads_elsewhere(cache: Path, name: str) -> None:
+    manifest_with(cache, lambda data: data["tokenizer_files"][0].__setitem__("name", name))
+    manifest_refused(cache, r"got key tokenizer_files\.0\.name")
+
+
+def test_unknown_key(cache: Path) -> None:
+    manifest_with(cache, lambda data: data.__setitem__("run", "rm"))
+    manifest_refused(cache, "expected Extra inputs are not permitted, got key run")
+
+
+def test_duplicate_key(cache: Path) -> None:
+    text = (cache / MANIFEST).read_text()
+    (cache / MANIFEST).write_text(text.replace('"version": 1', '"version": 1,\n  "version": 1', 1))
+    manifest_refused(cache, "got key 'version' stands twice")
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, [1]])
+def test_manifest_of_another_version(cache: Path, version: Any) -> None:
+    manifest_with(cache, lambda data: data.__setitem__("version", version))
+    manifest_refused(cache, "expected version 1, got .*; use a matching codestill release")
+
+
+def test_manifest_of_another_format(cache: Path) -> None:
+    manifest_with(cache, lambda data: data.__setitem__("format", "numpy"))
+    manifest_refused(cache, "expected format codestill-cache")
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("key", ["teacher_loss", "free"])
+def test_numbers_that_are_none(cache: Path, value: str, key: str) -> None:
+    text = (cache / MANIFEST).read_text()
+    old, new = ('"teacher_loss": 1.5', f'"teacher_loss": {value}') if key == "teacher_loss" else (
+        '"max_length": 16', f'"max_length": {value}')  # fmt: skip
+    assert old in text
+    (cache / MANIFEST).write_text(text.replace(old, new))
+    manifest_refused(cache, "manifest.json: expected")
+
+
+def test_numbers_without_end(cache: Path) -> None:
+    text = (cache / MANIFEST).read_text()
+    (cache / MANIFEST).write_text(text.replace('"max_length": 16', '"max_length": ' + "9" * 5000))
+    manifest_refused(cache, "manifest.json: expected JSON")
+
+
+def test_counts_beyond_every_disk(cache: Path) -> None:
+    manifest_with(cache, lambda data: data["shards"][0].__setitem__("tokens", 10**4000))
+    manifest_refused(cache, r"got key shards\.0\.tokens")
+
+
+@pytest.mark.parametrize("depth", [300, 900, 3000, 200_000])
+def test_manifest_nested_without_end(cache: Path, depth: int) -> None:
+    text = (cache / MANIFEST).read_text()
+    (cache / MANIFEST).write_text(text.replace('"max_length": 16', '"max_length": ' + "[" * depth + "]" * depth))
+    manifest_refused(cache, "manifest.json: expected")
+
+
+def test_huge_manifest(cache: Path) -> None:
+    os.truncate(cache / MANIFEST, 1 << 40)  # sparse: it needs no disk
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    manifest_refused(cache, "expected at most 33554432 bytes, got 1099511627776")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10, "kilobytes: it was not read"
+
+
+def test_manifest_that_is_a_link(cache: Path, tmp_path: Path) -> None:
+    (cache / MANIFEST).rename(tmp_path / "elsewhere.json")
+    (cache / MANIFEST).symlink_to(tmp_path / "elsewhere.json")
+    manifest_refused(cache, "expected a plain file, got a link")
+
+
+def test_manifest_that_is_a_pipe(cache: Path) -> None:
+    (cache / MANIFEST).unlink()
+    os.mkfifo(cache / MANIFEST)
+    with pytest.raises(UsageError, match="expected a cache with manifest.json"):
+        open_cache(cache)
+
+
+@pytest.mark.parametrize("raw", [b"", b"\xff\xfe", b"null", b"[]", b"{}", b"\x00" * 100, b'"codestill-cache"'])
+def test_manifest_that_is_something_else(cache: Path, raw: bytes) -> None:
+    (cache / MANIFEST).write_bytes(raw)
+    manifest_refused(cache, "manifest.json: expected")
+
+
+def test_manifest_written_in_another_way(cache: Path) -> None:
+    """Equal content in other bytes would make two digests for one cache."""
+    data = json.loads((cache / MANIFEST).read_text())
+    (cache / MANIFEST).write_text(json.dumps(data, sort_keys=True))
+    manifest_refused(cache, "expected the bytes its digest was made of, got changed ones")
+
+
+def test_manifest_with_a_digest_of_something_else(cache: Path) -> None:
+    manifest_with(cache, lambda data: data.__setitem__("teacher_loss", 0.5), sealed=False)
+    manifest_refused(cache, "expected the bytes its digest was made of, got changed ones")
+
+
+def test_shard_named_by_another_hash(cache: Path) -> None:
+    manifest_with(cache, lambda data: data["shards"][0].__setitem__("sha256", "0" * 64))
+    manifest_refused(cache, "expected shards in order, each named by its hash")
+
+
+def test_shards_out_of_order(cache: Path) -> None:
+    manifest_with(cache, lambda data: data["shards"].reverse())
+    manifest_refused(cache, "expected shards in order, each named by its hash")
+
+
+def test_shard_named_twice(cache: Path) -> None:
+    manifest_with(cache, lambda data: data["shards"].insert(0, data["shards"][0]))
+    manifest_refused(cache, "expected shards in order, each named by its hash")
+
+
+def test_tokenizer_file_named_twice(cache: Path) -> None:
+    manifest_with(cache, lambda data: data["tokenizer_files"].insert(0, data["tokenizer_files"][0]))
+    manifest_refused(cache, "expected tokenizer files in order, each once")
+
+
+def test_manifest_without_shards(cache: Path) -> None:
+    manifest_with(cache, lambda data: data.__setitem__("shards", []))
+    manifest_refused(cache, "got key shards")
+
+
+def test_shard_of_another_encoding(cache: Path) -> None:
+    manifest_with(cache, lambda data: data["identity"]["encoding"].__setitem__("value_step", 0.5))
+    with pytest.raises(RunError, match="expected the manifest's encoding, got another one"):
+        open_cache(cache)
+
+
+def test_shard_of_another_cache(cache: Path, tmp_path: Path) -> None:
+    """Sound, of the same length and encoding, and renamed: only its hash tells, and its counts."""
+    manifest = write_cache(tmp_path / "other", records(3, seed=9), identity())
+    (tmp_path / "other" / manifest.shards[0].name).replace(cache / read_manifest(cache).shards[0].name)
+    assert {problem.kind for problem in verify(cache)} <= {"size", "hash"} and verify(cache)
+
+
+def test_words_that_command_a_terminal(cache: Path) -> None:
+    from cache.inspect import facts, screen
+
+    manifest_with(cache, lambda data: data["identity"]["teacher"].__setitem__("id", "\x1b[2J\x1b]0;owned\x07"))
+    manifest = read_manifest(cache)
+    assert canonical(manifest.model_dump(mode="json")).isascii()
+    assert "\x1b" not in screen(facts(cache, manifest))
+    assert "\\x1b[2J" in screen(facts(cache, manifest))
+
+
+def test_text_that_is_no_unicode(cache: Path) -> None:
+    text = (cache / MANIFEST).read_text()
+    (cache / MANIFEST).write_text(text.replace('"id": "table"', '"id": "\\ud800"'))
+    manifest_refused(cache, "manifest.json: expected")
+
+
+def test_format_structs_are_what_this_file_assumes() -> None:
+    """A zstd frame starts with its magic number and a descriptor whose size bits say: one byte of content size."""
+    frame = zstandard.ZstdCompressor(write_checksum=True).compress(bytes(200))
+    assert struct.unpack("<I", frame[:4])[0] == 0xFD2FB528
+    assert frame[4] == 0b0010_0100

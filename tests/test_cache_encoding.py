@@ -1,0 +1,205 @@
+"""A window through codes and back: within half a step of the record, for every shape, and never nonsense either way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cache_records import record, same
+from numpy.typing import NDArray
+
+from cache.encoding import NO_TAIL, TOP_CODE, Codes, Encoding, decode_window, encode_window, fields
+from cache.record import CachedWindow
+from cache.tail import NODES, ONE, node_weights
+from shared.errors import RunError
+
+ROUNDING = 1e-4  # float32 of numbers below 300
+SHAPES = [
+    {"positions": 1, "vocab": 2, "k": 1},
+    {"positions": 1, "vocab": 9, "k": 9},
+    {"positions": 40, "vocab": 300, "k": 300},
+    {"positions": 17, "vocab": 70_000, "k": 12},
+    {"positions": 30, "vocab": 1000, "k": 64, "sizes_P": np.ones(30, np.int64)},
+    {"positions": 30, "vocab": 1000, "k": 1},
+    {"positions": 50, "vocab": 500, "k": 16, "scale": 40.0},  # tails down to e^-200
+    {"positions": 50, "vocab": 500, "k": 16, "scale": 0.01},
+    {"positions": 50, "vocab": 65_536, "k": 4},
+    {"positions": 50, "vocab": 65_537, "k": 4},
+]
+
+
+def through(window: CachedWindow, encoding: Encoding) -> CachedWindow:
+    return decode(encode_window(window, encoding), encoding, window)
+
+
+def decode(codes: Codes, encoding: Encoding, window: CachedWindow) -> CachedWindow:
+    return decode_window(
+        codes, encoding, window_id=window.id, document=window.document, prompt_tokens=window.prompt_tokens
+    )
+
+
+def make(shape: dict[str, object], seed: int) -> tuple[CachedWindow, Encoding]:
+    window = record(np.random.default_rng(seed), **shape)  # type: ignore[arg-type]
+    return window, Encoding(vocab_size=int(str(shape["vocab"])), k=int(str(shape["k"])))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"P{shape['positions']}-V{shape['vocab']}-k{shape['k']}")
+@pytest.mark.parametrize("seed", range(3))
+def test_round_trip_is_within_half_a_step(shape: dict[str, object], seed: int) -> None:
+    window, encoding = make(shape, seed)
+    back = through(window, encoding)
+    for name in ("id", "document", "prompt_tokens"):
+        assert getattr(back, name) == getattr(window, name)
+    for name in ("tokens", "head_sizes_P", "head_ids_E"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(window, name))
+    floor = -TOP_CODE * encoding.value_step
+    half = encoding.value_step / 2 + ROUNDING
+    assert abs(back.head_logprobs_E - np.maximum(window.head_logprobs_E, floor)).max() <= half
+    in_head = np.isin(window.tokens[1:], window.head_ids_E)
+    worst_gold = abs(back.gold_P - np.maximum(window.gold_P, floor))
+    assert worst_gold.max() <= half if in_head.all() else worst_gold.max() <= 2 * half  # code 0 is taken: at least 1
+    whole_P = window.head_sizes_P == encoding.vocab_size
+    assert np.isneginf(back.tail_PN[whole_P]).all()
+    assert abs(back.tail_PN[~whole_P, ONE] - window.tail_PN[~whole_P, ONE]).max(initial=0) <= half
+    assert abs(back.tail_PN[~whole_P] - window.tail_PN[~whole_P]).max(initial=0) <= encoding.gap_step / 2 + ROUNDING
+
+
+@pytest.mark.parametrize("shape", SHAPES[:6], ids=str)
+def test_a_decoded_window_is_a_fixed_point(shape: dict[str, object]) -> None:
+    """Decoding and encoding again loses nothing more: a cache can be rewritten without a second rounding."""
+    window, encoding = make(shape, 7)
+    once = through(window, encoding)
+    assert same(through(once, encoding), once)
+
+
+def test_gold_in_the_head_is_the_heads_own_value() -> None:
+    rng = np.random.default_rng(3)
+    window = record(rng, positions=60, vocab=40, k=20)
+    back = through(window, Encoding(vocab_size=40, k=20))
+    row_E = np.repeat(np.arange(60), back.head_sizes_P)
+    hits_E = back.head_ids_E == back.tokens[1:][row_E]
+    assert 5 < hits_E.sum() < 55, "both cases are in this sample"
+    np.testing.assert_array_equal(back.gold_P[row_E[hits_E]], back.head_logprobs_E[hits_E])
+
+
+def test_stored_tail_mass_at_any_temperature_stays_near_the_unrounded_one() -> None:
+    """Rounding to codes adds at most this much to what node_weights makes of exact values (head and tail probability)."""
+    rng, worst = np.random.default_rng(11), 0.0
+    for scale in (0.3, 2.0, 5.0, 12.0):
+        window = record(rng, positions=200, vocab=400, k=16, scale=scale)
+        back = through(window, Encoding(vocab_size=400, k=16))
+        for temperature in np.linspace(0.7, 5, 30):
+            worst = max(worst, float(abs(tail_at(back, temperature) - tail_at(window, temperature)).max()))
+    assert worst <= 4e-3  # found: 3.1e-3
+
+
+def tail_at(window: CachedWindow, temperature: float) -> NDArray[np.float64]:
+    beta = 1 / temperature
+    starts_P = np.cumsum(window.head_sizes_P) - window.head_sizes_P
+    head_P = np.add.reduceat(np.exp(beta * window.head_logprobs_E.astype(np.float64)), starts_P)
+    knots = np.column_stack([np.log(400 - window.head_sizes_P), window.tail_PN])
+    tail_P = np.exp(knots @ node_weights(beta))
+    return np.asarray(tail_P / (head_P + tail_P))
+
+
+def test_probability_zero_is_stored_as_the_smallest_one() -> None:
+    window = record(np.random.default_rng(0), positions=2, vocab=5, k=3, sizes_P=np.array([3, 3]))
+    values = window.head_logprobs_E.copy()
+    values[[2, 5]] = -np.inf
+    outside = replace(window, head_logprobs_E=values, tail_PN=np.full((2, len(NODES)), -np.inf, np.float32))
+    back = through(outside, Encoding(vocab_size=5, k=3))
+    assert back.head_logprobs_E[2] == back.head_logprobs_E[5] == np.float32(-TOP_CODE / 256)
+    assert np.isneginf(back.tail_PN).all()
+
+
+def test_certainty_has_no_negative_zero_and_no_positive_logarithm() -> None:
+    window = record(np.random.default_rng(0), positions=1, vocab=5, k=1)
+    back = through(replace(window, head_logprobs_E=np.array([3e-8], np.float32)), Encoding(vocab_size=5, k=1))
+    assert back.head_logprobs_E[0] == 0.0
+    assert not np.signbit(back.head_logprobs_E[0])
+
+
+def bad(window: CachedWindow, field: str, place: int, value: float) -> CachedWindow:
+    array = getattr(window, field).copy()
+    array.reshape(-1)[place] = value
+    return replace(window, **{field: array})
+
+
+@pytest.mark.parametrize(
+    ("field", "place", "value", "got"),
+    [
+        ("head_logprobs_E", 0, np.nan, "head values that are not numbers"),
+        ("tail_PN", 3, np.nan, "tail values that are not numbers"),
+        ("gold_P", 1, np.inf, "gold values that are not numbers"),
+        ("tokens", 0, 50, "tokens of [0-9]+ to 50 in a vocabulary of 50"),
+        ("tokens", 0, -1, "tokens of -1 to [0-9]+ in a vocabulary of 50"),
+        ("head_ids_E", 2, 65_536 + 3, "head ids of [0-9]+ to 65539 in a vocabulary of 50"),
+        ("head_logprobs_E", 1, -0.001, "rising log-probabilities"),
+    ],
+)
+def test_a_record_no_teacher_in_order_makes_is_refused(field: str, place: int, value: float, got: str) -> None:
+    window = record(np.random.default_rng(4), positions=5, sizes_P=np.array([4, 4, 4, 4, 4]))
+    with pytest.raises(RunError, match=rf"^window {window.id} of document doc: expected finite .*, got {got}; check"):
+        encode_window(bad(window, field, place, value), Encoding(vocab_size=50, k=8))
+
+
+def test_a_head_larger_than_k_is_refused() -> None:
+    window = record(np.random.default_rng(4), positions=5, k=8, sizes_P=np.array([8, 1, 1, 1, 1]))
+    with pytest.raises(RunError, match="got a head of 1 to 8 ids"):
+        encode_window(window, Encoding(vocab_size=50, k=7))
+
+
+def test_rising_at_a_new_position_is_no_rise() -> None:
+    window = record(np.random.default_rng(4), positions=3, scale=30.0, sizes_P=np.array([5, 5, 5]))
+    assert window.head_logprobs_E[5] > window.head_logprobs_E[4]
+    encode_window(window, Encoding(vocab_size=50, k=8))
+
+
+@pytest.mark.parametrize(
+    ("field", "place", "value", "message"),
+    [
+        ("head_sizes", 0, 0, "head sizes outside"),
+        ("head_sizes", 0, 9, "head sizes outside"),
+        ("head_sizes", 0, 3, "head sizes do not add up"),
+        ("head_ids", 1, 50, "head id outside the vocabulary of 50"),
+        ("tokens", 1, 60, "token outside the vocabulary of 50"),
+        ("head_values", 1, 65_535, "below the smallest that can be stored"),
+        ("gold", 0, 65_535, "gold below the smallest"),
+        ("gold", 0, 0, "gold says"),
+    ],
+)
+def test_codes_no_encoder_makes_are_refused(field: str, place: int, value: int, message: str) -> None:
+    encoding = Encoding(vocab_size=50, k=8)
+    window = record(np.random.default_rng(4), positions=3, sizes_P=np.array([4, 2, 2]))
+    outside = int(np.setdiff1d(np.arange(50), window.head_ids_E)[0])
+    window = bad(window, "tokens", 1, outside)  # the first gold lies outside its head
+    codes = encode_window(window, encoding)
+    codes[field] = codes[field].copy()
+    codes[field][place] = value
+    with pytest.raises(ValueError, match=message):
+        decode(codes, encoding, window)
+
+
+def test_a_tail_beside_a_whole_vocabulary_is_refused() -> None:
+    encoding = Encoding(vocab_size=6, k=6)
+    window = record(np.random.default_rng(4), positions=1, vocab=6, k=6, sizes_P=np.array([6]))
+    codes = encode_window(window, encoding)
+    assert codes["tail"][ONE] == NO_TAIL
+    codes["tail"] = np.zeros_like(codes["tail"])
+    with pytest.raises(ValueError, match="a tail beside a head that is the whole vocabulary"):
+        decode(codes, encoding, window)
+
+
+def test_field_counts_are_what_encoding_makes() -> None:
+    window, encoding = make(SHAPES[3], 0)
+    codes = encode_window(window, encoding)
+    assert {spec.name: spec.count(17, len(window.head_ids_E)) for spec in fields(encoding)} == {
+        name: len(array) for name, array in codes.items()
+    }
+    assert {spec.name: spec.dtype for spec in fields(encoding)} == {name: array.dtype for name, array in codes.items()}
+
+
+def test_other_nodes_are_another_format() -> None:
+    with pytest.raises(ValueError, match="the nodes of this version"):
+        Encoding(vocab_size=50, k=8, nodes=(0.5, 1.0))
