@@ -3,8 +3,8 @@
     python benchmarks/cache_reading.py                    a synthetic cache, k = 64, vocabulary 49,152, 512-token windows
     python benchmarks/cache_reading.py --cache DIR        a real one
 
-Reads through `open_cache(DIR)[i]`, so checksums, range checks and dequantisation are in the figure. Best of five passes with the
-file in the page cache: what is measured is decoding, not the disk. Not for training speed (benchmarks/stage2_step.py).
+Reads through `open_cache(DIR)[i]`, so checksums, range checks and dequantisation are in the figure. Best of five passes
+with the file in the page cache: what is measured is decoding, not the disk. Not for training speed (benchmarks/stage2_step.py).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cache.encoding import Encoding, fields  # noqa: E402
-from cache.manifest import Identity, Selection, Teacher  # noqa: E402
-from cache.reader import Cache, open_cache  # noqa: E402
-from cache.record import CachedWindow  # noqa: E402
-from cache.shard import read_index  # noqa: E402
-from cache.tail import NODES  # noqa: E402
-from cache.writer import PROGRESS_FOLDER, writing  # noqa: E402
-from shared.tokenizer import TokenizerFingerprint  # noqa: E402
+from cache.encoding import Encoding, fields
+from cache.manifest import Identity, Selection, Teacher
+from cache.reader import Cache, open_cache
+from cache.record import CachedWindow
+from cache.shard import read_index
+from cache.tail import NODES
+from cache.writer import PROGRESS_FOLDER, writing
+from shared.tokenizer import TokenizerFingerprint
 
 VOCAB, K, TOKENS = 49_152, 64, 512
 PARTS = {
@@ -68,7 +68,9 @@ def synthetic(directory: Path, windows: int) -> Path:
 
 def _window(rng: np.random.Generator, number: int) -> CachedWindow:
     positions = TOKENS - 1
-    ids_PK = np.argsort(rng.random((positions, 4 * K)), axis=1)[:, :K] * rng.integers(1, VOCAB // (4 * K), (positions, 1))
+    ids_PK = np.argsort(rng.random((positions, 4 * K)), axis=1)[:, :K] * rng.integers(
+        1, VOCAB // (4 * K), (positions, 1)
+    )
     values_PK = -np.cumsum(rng.exponential(0.12, (positions, K)), axis=1) - 0.3
     tail_PN = np.log(VOCAB - K) * (1 - np.array(NODES)) - np.array(NODES) * rng.uniform(1, 4, (positions, 1))
     return CachedWindow(

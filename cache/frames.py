@@ -39,14 +39,18 @@ def decompress(
     try:
         declared = zstandard.get_frame_parameters(frame)
         if declared.content_size != padded * dtype.itemsize:
-            raise ValueError(f"zstd frame of {declared.content_size} bytes where the chunk has {padded * dtype.itemsize}")
+            raise ValueError(
+                f"zstd frame of {declared.content_size} bytes where the chunk has {padded * dtype.itemsize}"
+            )
         if not declared.has_checksum:
             raise ValueError("a zstd frame without a checksum")
         raw = decompressor.decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ValueError(f"zstd frame damaged ({error})") from None
     planes = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, padded)[:, :count]
-    codes: NDArray[Any] = planes[-1].astype(dtype)  # most significant byte first: 20 times quicker than a strided transpose
+    codes: NDArray[Any] = planes[-1].astype(
+        dtype
+    )  # most significant byte first: 20 times quicker than a strided transpose
     for plane in planes[-2::-1]:
         codes <<= 8
         codes |= plane

@@ -209,7 +209,9 @@ def test_every_byte_of_every_frame_is_guarded(tmp_path: Path) -> None:
         for window, (offset, size) in enumerate(zip(offsets, index.size[name], strict=True)):
             for place in range(int(offset), int(offset + size)):
                 flip(handle, place, 1 << place % 8)
-                with pytest.raises(RunError, match=f"^shard shard.h5, window {index.id_of(window)}: expected undamaged"):
+                with pytest.raises(
+                    RunError, match=f"^shard shard.h5, window {index.id_of(window)}: expected undamaged"
+                ):
                     reader.read(window)
                 assert same(reader.read((window + 1) % 3), sound[(window + 1) % 3])
                 flip(handle, place, 1 << place % 8)
@@ -223,7 +225,9 @@ def test_shard_cut_short_under_an_open_reader(tmp_path: Path, length: int) -> No
     reader = ShardReader(read_index(path, ENCODING))
     last = max(int((reader.index.offset[name] + reader.index.size[name]).max()) for name in reader.index.offset)
     os.truncate(path, min(length, last - 1) if length >= 0 else last - 1)
-    with pytest.raises(RunError, match="window [0-9a-f]{16}: expected undamaged bytes, got .*; run `python -m cache verify"):
+    with pytest.raises(
+        RunError, match=r"window [0-9a-f]{16}: expected undamaged bytes, got .*; run `python -m cache verify"
+    ):
         for window in range(3):
             reader.read(window)
 

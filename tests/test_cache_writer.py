@@ -45,7 +45,9 @@ if finished(directory, identity()) is None:
 def capture(directory: Path) -> subprocess.Popen[str]:
     """A capture in a process of its own, past its imports."""
     process = subprocess.Popen(
-        [sys.executable, "-c", CAPTURE, str(TESTS), str(TESTS.parent), str(directory)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", CAPTURE, str(TESTS), str(TESTS.parent), str(directory)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -85,7 +87,7 @@ def full_disk(*_: object) -> None:
 def test_full_disk_leaves_nothing_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, failing: int
 ) -> None:
-    """The disk fills up at the n-th step of writing; what then stands under a final name is whole, and running again ends well."""
+    """The disk fills up at the n-th step of writing; final names are whole, and running again ends well."""
     whole, directory = tmp_path / "whole", tmp_path / "cache"
     write_cache(whole, records(5))
     module, name = (os, "fsync") if call == "os.fsync" else (Path, "replace")
@@ -241,7 +243,9 @@ def test_writer_that_was_taken_over_while_it_slept_writes_no_more(tmp_path: Path
         held(tmp_path / "cache" / PROGRESS_FOLDER / LOCK, host="elsewhere")
         with pytest.raises(RunError, match="expected this capture alone in it, got another one"):
             writer.seal(0, records(2), {})
-    assert json.loads((tmp_path / "cache" / PROGRESS_FOLDER / LOCK).read_text())["host"] == "elsewhere", "not ours to delete"
+    assert json.loads((tmp_path / "cache" / PROGRESS_FOLDER / LOCK).read_text())["host"] == "elsewhere", (
+        "not ours to delete"
+    )
     assert not list((tmp_path / "cache").glob("*.h5"))
 
 
@@ -298,7 +302,7 @@ def test_plan_may_change_while_nothing_is_sealed(tmp_path: Path) -> None:
 def test_shards_without_a_plan(tmp_path: Path) -> None:
     interrupted(tmp_path / "cache")
     (tmp_path / "cache" / PROGRESS_FOLDER / "plan.json").unlink()
-    with pytest.raises(UsageError, match="expected a plan.json beside the shards, got none; use a new directory"):
+    with pytest.raises(UsageError, match=r"expected a plan\.json beside the shards, got none; use a new directory"):
         write_cache(tmp_path / "cache", records(3))
 
 
@@ -340,5 +344,7 @@ def test_two_shards_of_one_number(tmp_path: Path) -> None:
 def test_windows_longer_than_any_reader_accepts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cache.shard.MAX_CHUNK_BYTES", 100)
     window = record(np.random.default_rng(0), positions=60)
-    with pytest.raises(UsageError, match="bytes of one field of a window: expected at most 100, got 960; set a smaller"):
+    with pytest.raises(
+        UsageError, match="bytes of one field of a window: expected at most 100, got 960; set a smaller"
+    ):
         shard_bytes([window], Encoding(vocab_size=50, k=8), {})
