@@ -3,8 +3,9 @@
     python benchmarks/cache_reading.py                    a synthetic cache, k = 64, vocabulary 49,152, 512-token windows
     python benchmarks/cache_reading.py --cache DIR        a real one
 
-Reads through `open_cache(DIR)[i]`, so checksums, range checks and dequantisation are in the figure. Best of five passes
-with the file in the page cache: what is measured is decoding, not the disk. Not for training speed (benchmarks/stage2_step.py).
+Reads through `open_cache(DIR)[i]`, so checksums, range checks and dequantisation are in the figure. Seconds are CPU seconds
+of the one thread, best of five passes with the file in the page cache: what is measured is decoding, not the disk. Not for
+training speed (benchmarks/stage2_step.py).
 """
 
 from __future__ import annotations
@@ -88,13 +89,13 @@ def _window(rng: np.random.Generator, number: int) -> CachedWindow:
 
 
 def rate(cache: Cache, order: list[int], passes: int = 5) -> float:
-    """Tokens a second of one thread, best of `passes`."""
+    """Tokens a CPU second of one thread, best of `passes`."""
     tokens, best = int(cache.lengths[order].sum()), 0.0
     for _ in range(passes):
-        start = time.perf_counter()
+        start = time.thread_time()
         for number in order:
             cache[number]
-        best = max(best, tokens / (time.perf_counter() - start))
+        best = max(best, tokens / (time.thread_time() - start))
     return best
 
 

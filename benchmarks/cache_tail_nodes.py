@@ -4,8 +4,8 @@
 
 Reads FILE (JSON lines: every row's strings; anything else: the text) with the teacher, takes positions at random, and
 compares the tail's probability at 24 temperatures in [0.7, 5] with the float64 sum over the whole vocabulary, for four kinds
-of head. The last columns round f to the codes a cache stores. `leftover^beta` scales the mass at T = 1, as others do. Not for what a student
-makes of it (stage 2's benchmarks).
+of head. The last columns round f to the codes a cache stores. `leftover^beta` scales the mass at T = 1, as others do. Not for
+what a student makes of it (stage 2's benchmarks).
 Legend: P positions, V vocabulary, S knots.
 """
 
@@ -148,13 +148,13 @@ def truth(sorted_PV: torch.Tensor, k: int, top_p: float, betas: list[float]) -> 
 
 def row(name: str, how: str, errors: Floats, rounded: Floats | None) -> str:
     worst = TEMPERATURES[int(errors.max(axis=1).argmax())]
-    line = f"{name:<22}{how:<12}{errors.max():>10.5f}{worst:>7g}{errors.mean():>10.5f}"
+    line = f"{name:<26}{how:<12}{errors.max():>10.5f}{worst:>7g}{errors.mean():>10.5f}"
     return line + (f"{rounded.max():>14.5f}{rounded.mean():>10.5f}" if rounded is not None else "")
 
 
 def table(found: Truth) -> list[str]:
     """All sets and interpolants for one kind of head."""
-    lines = [f"{'nodes':<22}{'between':<12}{'worst':>10}{'at T':>7}{'mean':>10}{'worst, stored':>14}{'mean':>10}"]
+    lines = [f"{'nodes':<26}{'between':<12}{'worst':>10}{'at T':>7}{'mean':>10}{'worst, stored':>14}{'mean':>10}"]
     for name, nodes in SETS.items():
         knots, exact_f, stored_f = np.array((0.0, *nodes)), found.knots(nodes, False), found.knots(nodes, True)
         for how, weights in INTERPOLANTS.items():

@@ -145,7 +145,7 @@ def _decode_coords(codes: NDArray[Any], encoding: Encoding) -> NDArray[np.float3
 def _wrong_with(window: CachedWindow, encoding: Encoding) -> str:
     """What keeps this record from being stored, in words; empty when nothing does. -inf is a probability of 0: legal."""
     sizes_P, values_E = window.head_sizes_P, window.head_logprobs_E
-    numbers = {"head": values_E, "tail": window.tail_PN, "gold": window.gold_P}
+    numbers = {"head": values_E, "tail": window.tail_PN, "gold": window.gold_P, "coordinate": window.coords_PR}
     for name, values in numbers.items():
         if np.isnan(values).any() or np.isposinf(values).any():
             return f"{name} values that are not numbers"
@@ -154,6 +154,8 @@ def _wrong_with(window: CachedWindow, encoding: Encoding) -> str:
     for name, ids in (("tokens", window.tokens), ("head ids", window.head_ids_E)):
         if ids.min() < 0 or ids.max() >= encoding.vocab_size:
             return f"{name} of {ids.min()} to {ids.max()} in a vocabulary of {encoding.vocab_size}"
+    if window.coords_PR.shape[1] != encoding.directions:
+        return f"{window.coords_PR.shape[1]} coordinates where the encoding has {encoding.directions}"
     better_E = np.concatenate([values_E[:1], values_E[:-1]])
     better_E[np.cumsum(sizes_P) - sizes_P] = np.inf
     return "rising log-probabilities" if (values_E > better_E).any() else ""
@@ -205,7 +207,7 @@ def decode_window(
     head_ids_E = codes["head_ids"].astype(np.int32)
     _check_codes(tokens, head_sizes_P, head_ids_E, encoding)
     starts_P = np.cumsum(head_sizes_P) - head_sizes_P
-    values_E = _running_sums(codes["head_values"], starts_P, head_sizes_P)
+    values_E = _running_sums(codes["head_values"], starts_P)
     none_PR = np.zeros((len(head_sizes_P), 0), np.float32)
     coords_PR = _decode_coords(codes["coords"], encoding) if encoding.directions else none_PR
     tail_PN = codes["tail"].reshape(len(NODES), -1).T
@@ -237,13 +239,13 @@ def _check_codes(
             raise ValueError(f"{name} outside the vocabulary of {encoding.vocab_size}")
 
 
-def _running_sums(steps_E: NDArray[Any], starts_P: NDArray[np.int64], sizes_P: NDArray[np.int32]) -> NDArray[np.int64]:
+def _running_sums(steps_E: NDArray[Any], starts_P: NDArray[np.int64]) -> NDArray[np.int32]:
     """Undo the distances: sums that start again at each position, which is a step back by the sum so far."""
-    signed_E = steps_E.astype(np.int64)
-    last_P = np.add.reduceat(signed_E, starts_P)  # the least likely entry of each head, since steps only go down
+    last_P = np.add.reduceat(steps_E, starts_P, dtype=np.int64)  # each head's least likely entry: steps only go down
     if last_P.max() > TOP_CODE:
         raise ValueError("log-probabilities below the smallest that can be stored")
-    signed_E[starts_P[1:]] -= last_P[:-1]
+    signed_E = steps_E.astype(np.int32)
+    signed_E[starts_P[1:]] -= last_P[:-1].astype(np.int32)
     return np.cumsum(signed_E, out=signed_E)
 
 
@@ -252,7 +254,7 @@ def _decode_gold(
     tokens: NDArray[np.int32],
     sizes_P: NDArray[np.int32],
     ids_E: NDArray[np.int32],
-    values_E: NDArray[np.int64],
+    values_E: NDArray[np.int32],
     encoding: Encoding,
 ) -> NDArray[np.float32]:
     gold_P = codes_P.astype(np.int64)
@@ -266,7 +268,7 @@ def _decode_gold(
     return _logprobs(gold_P, encoding)
 
 
-def _logprobs(codes: NDArray[np.int64], encoding: Encoding) -> NDArray[np.float32]:
+def _logprobs(codes: NDArray[np.integer], encoding: Encoding) -> NDArray[np.float32]:
     """-codes * step in float64, rounded once; a code of 0 is 0.0, not -0.0."""
     exact = codes * -encoding.value_step
     exact += 0.0

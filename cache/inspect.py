@@ -10,7 +10,9 @@ from cache.manifest import Manifest
 
 def facts(directory: Path, manifest: Manifest) -> dict[str, Any]:
     """The manifest as one JSON object with the totals scripts rely on (DESIGN section 3)."""
-    tokens, size = manifest.total("tokens"), manifest.total("bytes")
+    shape = manifest.identity.shape
+    basis = shape.bytes if shape else 0
+    tokens, size = manifest.total("tokens"), manifest.total("bytes") + basis
     return {
         "directory": str(directory),
         "cache_id": manifest.cache_id,
@@ -19,6 +21,7 @@ def facts(directory: Path, manifest: Manifest) -> dict[str, Any]:
         "positions": manifest.total("positions"),
         "bytes": size,
         "bytes_per_token": size / tokens,
+        "basis_bytes": basis,
         "tokenizer_bytes": sum(file.bytes for file in manifest.tokenizer_files),
         "ids_per_position": manifest.total("entries") / manifest.total("positions"),
         "k": manifest.k,
@@ -27,6 +30,7 @@ def facts(directory: Path, manifest: Manifest) -> dict[str, Any]:
         "teacher": manifest.teacher.model_dump(mode="json"),
         "teacher_loss": manifest.teacher_loss,
         "tokenizer": manifest.tokenizer.model_dump(mode="json"),
+        "shape": shape.model_dump(mode="json") if shape else None,
         "corpus": manifest.identity.corpus,
         "window_settings": manifest.identity.windows,
         "counts": manifest.counts,
@@ -44,6 +48,12 @@ def screen(found: dict[str, Any]) -> str:
         f"{count} {name.removeprefix('dropped_')}" for name, count in counts.items() if name.startswith("dropped_")
     )
     corpus = ", ".join(f"{name} {value}" for name, value in found["corpus"].items() if isinstance(value, (str, int)))
+    shape = found["shape"]
+    kept = (
+        f"{shape['directions']} coordinates in steps of {shape['step']:g}, basis {shape['bytes']} bytes"
+        if shape
+        else "none"
+    )
     rows = [
         ("cache", f"{found['cache_id']}  {found['directory']}"),
         ("teacher", f"{teacher['id']} {teacher['revision'] or ''} ({teacher['architecture']}, "
@@ -58,6 +68,7 @@ def screen(found: dict[str, Any]) -> str:
         ("size", f"{found['bytes']} bytes in {len(found['shards'])} shards, {found['bytes_per_token']:.1f} a token; "
                  f"tokenizer {found['tokenizer_bytes']} bytes"),
         ("head", f"at most {found['k']} ids to mass {found['top_p']}, mean {found['ids_per_position']:.1f}"),
+        ("tail's shape", kept),
     ]  # fmt: skip
     width = max(len(name) for name, _ in rows)
     lines = [printable(f"{name:<{width}}  {value}") for name, value in rows]

@@ -9,6 +9,7 @@ Shapes: V vocabulary, R directions.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from shared.config import StrictModel
 from shared.errors import RunError
 
 BASIS = "basis.safetensors"
+MAX_HEADER_BYTES = 4096  # three tensors and their names
 
 
 class TailShape(StrictModel):
@@ -75,18 +77,22 @@ def read_basis(directory: Path, shape: TailShape, vocab_size: int) -> Basis:
     Raises:
         RunError: missing, of another size or hash, or with other tensors than a basis has.
     """
-    import hashlib
-
+    from safetensors import SafetensorError
     from safetensors.numpy import load
 
     path = directory / BASIS
     remedy = "run `python -m cache verify` on the cache and get the files it names again"
-    if not path.is_file() or path.stat().st_size != shape.bytes:
-        raise RunError(f"{path}", expected=f"a file of {shape.bytes} bytes", got="none or another size", do=remedy)
+    largest = vocab_size * (shape.directions + 4) + 4 * shape.directions + MAX_HEADER_BYTES
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != shape.bytes or shape.bytes > largest:
+        got = "none, a link, or another size"
+        raise RunError(f"{path}", expected=f"a file of {min(shape.bytes, largest)} bytes", got=got, do=remedy)
     raw = path.read_bytes()
     if hashlib.sha256(raw).hexdigest() != shape.sha256:
         raise RunError(f"{path}", expected=f"sha256 {shape.sha256[:12]}...", got="another", do=remedy)
-    tensors = load(raw)
+    try:
+        tensors = load(raw)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:  # a type that numpy does not have is a KeyError
+        raise RunError(f"{path}", expected="a safetensors file", got=str(error), do=remedy) from None
     expected = {"mean": ((vocab_size,), "float32"), "codes": ((shape.directions, vocab_size), "int8"),
                 "scale": ((shape.directions,), "float32")}  # fmt: skip
     found = {name: (array.shape, str(array.dtype)) for name, array in tensors.items()}

@@ -18,7 +18,7 @@ from cache.inspect import printable
 from cache.manifest import MANIFEST, TOKENIZER_FOLDER, Manifest, read_manifest
 from cache.reader import ShardReader
 from cache.record import CachedWindow
-from cache.shape import BASIS
+from cache.shape import BASIS, read_basis
 from cache.shard import read_index
 from cache.tail import ONE
 from shared.errors import RunError
@@ -60,6 +60,7 @@ def verify(directory: Path, level: Level = "hash", *, progress: bool = False) ->
     if level != "size":
         problems += _hashes(directory, manifest, bad, progress)
     if level == "deep":
+        problems += _basis(directory, manifest)
         for name in tqdm(names, desc="decode", unit="shard", disable=not progress):
             problems += _contents(directory / name, manifest)
     return problems
@@ -107,6 +108,14 @@ def _hashes(directory: Path, manifest: Manifest, bad: set[str], progress: bool) 
             continue
         if got != sha256:
             yield Problem(name, "hash", f"expected sha256 {sha256[:12]}..., got {got[:12]}...")
+
+
+def _basis(directory: Path, manifest: Manifest) -> Iterator[Problem]:
+    if manifest.identity.shape is not None:
+        try:
+            read_basis(directory, manifest.identity.shape, manifest.vocab_size)
+        except RunError as error:
+            yield Problem(BASIS, "structure", str(error))
 
 
 def _contents(path: Path, manifest: Manifest) -> Iterator[Problem]:

@@ -79,9 +79,10 @@ class TrainConfig(StrictModel):
     validation: Validation = Field(description="what the student is scored on")
     student: StudentConfig = Field(description="what is trained")
 
-    form: Literal["bucket", "renormalised"] = Field(
-        default="bucket",
-        description="bucket: KL over head + one cell for the rest; renormalised: plain top-k, for comparison",
+    form: Literal["full", "bucket", "renormalised"] = Field(
+        default="full",
+        description="full: KL over the whole vocabulary, the tail rebuilt from its stored shape; bucket: over head + one "
+        "cell for the rest, for caches without a shape; renormalised: plain top-k, for comparison",
     )
     temperature: float = Field(default=1.0, description="T of teacher and student in the distillation term", gt=0)
     kd_weight: float = Field(description="weight of T^2 * KL(teacher || student)", ge=0)

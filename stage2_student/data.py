@@ -7,22 +7,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from cache.manifest import Manifest
 from cache.reader import Cache, open_cache
+from cache.shape import read_basis
 from shared.errors import UsageError
 from shared.tokenizer import require_same
 from stage2_student.batch import CachedWindows, split_by_hash
 from stage2_student.config import TrainConfig
+from stage2_student.divergences import TailShape
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Both sides of a run's data, the manifest that describes them, and a name without paths for the validation side."""
+    """Both sides of a run's data, the manifest that describes them, and a name without paths for the validation side.
+
+    The tail shapes are each cache's own: two captures fit two bases. None where the form does not rebuild the tail.
+    """
 
     training: CachedWindows
     validation: CachedWindows
     manifest: Manifest
     validation_id: str
+    training_shape: TailShape | None
+    validation_shape: TailShape | None
 
 
 def open_data(config: TrainConfig) -> Data:
@@ -48,7 +57,24 @@ def open_data(config: TrainConfig) -> Data:
         if not len(side):
             got = f"0 of {len(cache)} windows for {name}"
             raise UsageError("validation.fraction", expected="windows on both sides", got=got, do="change the fraction")
-    return Data(training, validation, cache.manifest, scored_on)
+    shapes = [tail_shape(side.cache) if config.form == "full" else None for side in (training, validation)]
+    return Data(training, validation, cache.manifest, scored_on, *shapes)
+
+
+def tail_shape(cache: Cache) -> TailShape:
+    """What rebuilds a cache's tails.
+
+    Raises:
+        UsageError: the cache keeps only the tail's mass.
+        RunError: the stored basis is damaged.
+    """
+    shape = cache.manifest.identity.shape
+    if shape is None:
+        got = f"none in {cache.directory}"
+        do = "set form: bucket, or capture with a shape"
+        raise UsageError("form full", expected="a cache with a tail shape", got=got, do=do)
+    basis = read_basis(cache.directory, shape, cache.manifest.vocab_size)
+    return TailShape(torch.from_numpy(basis.mean_V), torch.from_numpy(basis.basis()))
 
 
 def require_same_teacher(cache: Cache, other: Cache) -> None:

@@ -28,6 +28,11 @@ class TailShape:
     mean_V: Tensor
     basis_RV: Tensor
 
+    def like(self, tensor: Tensor) -> TailShape:
+        """The same on the tensor's device and in its dtype; itself where nothing changes."""
+        mean_V, basis_RV = self.mean_V.to(tensor), self.basis_RV.to(tensor)
+        return self if mean_V is self.mean_V else TailShape(mean_V, basis_RV)
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -151,5 +156,5 @@ def _rebuilt_log_tail(target: Target, out_nV: Tensor) -> Tensor:
     return out_nV.add_(torch.nan_to_num(shift_n, nan=0.0)[:, None])  # nan: no tail at all, -inf - -inf
 
 
-FORMS: dict[str, Divergence] = {"bucket": bucket, "renormalised": renormalised}
-"""What a config may name. `full` joins when caches carry a tail shape."""
+FORMS: dict[str, Divergence] = {"full": full, "bucket": bucket, "renormalised": renormalised}
+"""What a config may name."""

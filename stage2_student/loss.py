@@ -144,6 +144,8 @@ class DistillationLoss:
         work_dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
         target = None
         if scoring or self.kd_weight > 0:
+            if self.tail_shape is not None:
+                self.tail_shape = self.tail_shape.like(torch.empty(0, dtype=work_dtype, device=hidden_ND.device))
             target = target_at(record, self.temperature, self.vocab_size, work_dtype, self.tail_shape)
         mix = _Mix(self, record.targets_N, target, scoring, work_dtype)
         sums = head_loss(hidden_ND, weight_VD, mix, scratch=self._scratch, dtype=self.dtype, chunk=self.chunk)

@@ -158,18 +158,19 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
 def make_trainer(config: TrainConfig, data: Data, student: Any) -> DistillationTrainer:
     """Loss, data and callbacks around the student."""
     low = config.dtype == "bfloat16"
-    loss = DistillationLoss(
-        form=config.form,
-        temperature=config.temperature,
-        kd_weight=config.kd_weight,
-        ce_weight=config.ce_weight,
-        vocab_size=data.manifest.vocab_size,
-        dtype=torch.bfloat16 if low else None,
-    )
+    settings: dict[str, Any] = {
+        "form": config.form,
+        "temperature": config.temperature,
+        "kd_weight": config.kd_weight,
+        "ce_weight": config.ce_weight,
+        "vocab_size": data.manifest.vocab_size,
+        "dtype": torch.bfloat16 if low else None,
+    }
     if "tensorboard" in config.report_to:  # transformers' only way to say where
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(config.out / "tensorboard")
     trainer = DistillationTrainer(
-        loss=loss,
+        loss=DistillationLoss(**settings, tail_shape=data.training_shape),
+        scoring_loss=DistillationLoss(**settings, tail_shape=data.validation_shape),
         mixed_precision=low,
         model=student,
         args=training_arguments(config),

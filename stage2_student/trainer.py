@@ -70,11 +70,20 @@ def mixed(loss: DistillationLoss, kd: float, ce: float) -> float:
 
 
 class DistillationTrainer(Trainer):  # type: ignore[misc]
-    """transformers' Trainer on cached batches. `loss` and `dtype` are ours, all other arguments the Trainer's."""
+    """transformers' Trainer on cached batches.
 
-    def __init__(self, *, loss: DistillationLoss, mixed_precision: bool, **trainer_arguments: Any) -> None:
+    Args:
+        loss: of a training step.
+        scoring_loss: of validation; the same settings, with the validation cache's tail shape.
+        mixed_precision: bfloat16 products in the student's body.
+        trainer_arguments: the Trainer's own.
+    """
+
+    def __init__(
+        self, *, loss: DistillationLoss, scoring_loss: DistillationLoss, mixed_precision: bool, **trainer_arguments: Any
+    ) -> None:
         super().__init__(**trainer_arguments)
-        self._loss, self._mixed_precision = loss, mixed_precision
+        self._loss, self._scoring_loss, self._mixed_precision = loss, scoring_loss, mixed_precision
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the positions of all accumulated batches
         self.model_accepts_loss_kwargs = True  # the same, said to transformers releases without the line above
         self.meter = Meter(loss)
@@ -94,7 +103,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self._mixed_precision):
             hidden_BTD = hidden_states(self.model, batch["input_ids"], batch["attention_mask"])
         hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, batch["counted"])
-        return self._loss(hidden_ND, head_weight(self.model), record_of(batch), scoring=scoring)
+        loss = self._scoring_loss if scoring else self._loss
+        return loss(hidden_ND, head_weight(self.model), record_of(batch), scoring=scoring)
 
     def compute_loss(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from cache.encoding import Encoding
 from cache.manifest import Identity, Manifest, Selection, Teacher
 from cache.record import CachedWindow
+from cache.shape import TailShape
 from cache.tail import NODES
 from cache.writer import PROGRESS_FOLDER, writing
 from shared.tokenizer import TokenizerFingerprint
@@ -50,6 +52,7 @@ def record(
     sizes_P: NDArray[np.int64] | None = None,
     tokens: NDArray[np.int32] | None = None,
     document: str = "doc",
+    directions: int = 0,
 ) -> CachedWindow:
     """What a capture would keep of random logits; every value is float64 arithmetic rounded once to float32."""
     logp_PV = log_softmax(scale * rng.normal(size=(positions, vocab)))
@@ -67,7 +70,7 @@ def record(
         head_logprobs_E=np.take_along_axis(logp_PV, order_PV, 1)[head_PV].astype(np.float32),
         tail_PN=np.stack([log_mass(tail_PV, beta) for beta in NODES], axis=1).astype(np.float32),
         gold_P=logp_PV[np.arange(positions), tokens[1:]].astype(np.float32),
-        coords_PR=np.zeros((positions, 0), np.float32),
+        coords_PR=rng.normal(size=(positions, directions)).astype(np.float32),
     )
 
 
@@ -79,7 +82,20 @@ def records(count: int, *, seed: int = 0, **shape: Any) -> list[CachedWindow]:
     ]
 
 
-def identity(*, vocab: int = 50, k: int = 8, windows_per_shard: int = 2, teacher: str = "table") -> Identity:
+BASIS = b"eight bytes of basis"
+
+
+def identity(
+    *, vocab: int = 50, k: int = 8, windows_per_shard: int = 2, teacher: str = "table", directions: int = 0
+) -> Identity:
+    shape = TailShape(
+        directions=max(directions, 1),
+        step=0.1,
+        sample_windows=1,
+        explained=0.9,
+        bytes=len(BASIS),
+        sha256=hashlib.sha256(BASIS).hexdigest(),
+    )
     return Identity(
         teacher=Teacher(
             id=teacher,
@@ -96,7 +112,8 @@ def identity(*, vocab: int = 50, k: int = 8, windows_per_shard: int = 2, teacher
         corpus={"path": "text.jsonl"},
         windows={"max_length": 16},
         selection=Selection(k=k, top_p=1.0),
-        encoding=Encoding(vocab_size=vocab, k=k),
+        encoding=Encoding(vocab_size=vocab, k=k, directions=directions),
+        shape=shape if directions else None,
         windows_per_shard=windows_per_shard,
     )
 
@@ -114,7 +131,10 @@ def write_cache(directory: Path, windows: list[CachedWindow], plan: Identity | N
         for name, raw in TOKENIZER.items():
             (folder / name).write_bytes(raw)
         counts = {"documents": len(windows), "windows": len(windows)}
-        return writer.finish(folder, counts=counts, fidelity=(), teacher_loss=1.5, made_with={"numpy": "any"})
+        basis = BASIS if plan.shape else None
+        return writer.finish(
+            folder, basis=basis, counts=counts, fidelity=(), teacher_loss=1.5, made_with={"numpy": "any"}
+        )
 
 
 def same(first: CachedWindow, second: CachedWindow) -> bool:

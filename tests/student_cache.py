@@ -117,6 +117,7 @@ def make_config(folder: Path, caches: Path, changes: dict[str, Any]) -> TrainCon
         "cache": str(caches / "cache"),
         "validation": {"cache": str(caches / "validation")},
         "student": STUDENT,
+        "form": "bucket",  # these caches keep no tail shape
         "temperature": 1.5,
         "kd_weight": 0.7,
         "ce_weight": 0.3,

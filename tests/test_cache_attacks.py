@@ -7,79 +7,26 @@ from __future__ import annotations
 
 import ctypes
 import os
-import struct
 import sys
-import tracemalloc
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import h5py
 import hdf5plugin
 import numpy as np
 import pytest
-import zstandard
-from cache_records import records
+from cache_hostile import ENCODING, edit, refused, replaced, resealed, write_shard
 
-from cache.encoding import Encoding, encode_window
-from cache.frames import compress, new_compressor
 from cache.reader import ShardReader
-from cache.shard import _index_digest, read_index, shard_bytes
+from cache.shard import read_index
 from cache.structure import MAX_CHUNK_BYTES
-from shared.errors import RunError
-
-ENCODING = Encoding(vocab_size=50, k=8)
-FIELDS = ("tokens", "head_sizes", "head_ids", "head_values", "tail", "gold")
 
 
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
     """A sound shard of three windows, written so that tests may change it in place."""
-    path = tmp_path / "00000-0123456789ab.h5"
-    path.write_bytes(shard_bytes(records(3, positions=5), ENCODING, {}))
-    return path
-
-
-def edit(path: Path, change: Callable[[h5py.File], None]) -> None:
-    with h5py.File(path, "r+") as file:
-        change(file)
-
-
-def replaced(path: Path, name: str, **settings: Any) -> None:
-    """Put another dataset in the place of `name`."""
-
-    def change(file: h5py.File) -> None:
-        del file[name]
-        file.create_dataset(name, **settings)
-
-    edit(path, change)
-
-
-def resealed(path: Path) -> None:
-    """Make the index checksum right again, as an attacker would."""
-
-    def change(file: h5py.File) -> None:
-        index = {name: file[name][...] for name in sorted(set(file) - set(FIELDS))}
-        texts = {name: bytes(file.attrs[name]).decode() for name in ("encoding", "summary")}
-        file.attrs["index_sha256"] = np.bytes_(_index_digest(index, texts))
-
-    edit(path, change)
-
-
-def refused(path: Path, message: str) -> None:
-    """Reading must end in one line that matches, and must not need memory that the file's size does not explain."""
-    tracemalloc.start()
-    try:
-        with pytest.raises(RunError, match=message) as caught:
-            reader = ShardReader(read_index(path, ENCODING))
-            for window in range(len(reader.index)):
-                reader.read(window)
-        assert "\n" not in str(caught.value)
-        assert tracemalloc.get_traced_memory()[1] < 4 << 20
-    finally:
-        tracemalloc.stop()
+    return write_shard(tmp_path)
 
 
 @contextmanager
@@ -303,125 +250,6 @@ def test_more_entries_than_k_allows(shard: Path) -> None:
     refused(shard, "expected window lengths that fit its arrays")
 
 
-def with_frame(path: Path, name: str, frame: bytes, mask: int = 0) -> None:
-    """Replace window 1's frame and make both checksums right again."""
-
-    def change(file: h5py.File) -> None:
-        file[name].id.write_direct_chunk((1, 0), frame, mask)
-        crc = 0
-        for field in FIELDS:
-            crc = zlib.crc32(file[field].id.read_direct_chunk((1, 0))[1], crc)
-        file["checksum"][1] = crc
-
-    edit(path, change)
-    resealed(path)
-
-
-def test_zstd_bomb(shard: Path) -> None:
-    with_frame(shard, "gold", zstandard.ZstdCompressor(write_checksum=True).compress(bytes(1 << 28))[:100])
-    refused(
-        shard, "window [0-9a-f]{16}: expected undamaged bytes, got zstd frame of 268435456 bytes where the chunk has 10"
-    )
-
-
-def test_frame_that_lies_about_its_size(shard: Path) -> None:
-    frame = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(bytes(200)))
-    assert frame[5] == 200, "the content size of a small frame is one byte"
-    frame[5] = 10
-    with_frame(shard, "gold", bytes(frame))
-    refused(shard, "zstd frame damaged")
-
-
-def test_frame_without_a_size(shard: Path) -> None:
-    compressor = zstandard.ZstdCompressor(write_checksum=True, write_content_size=False)
-    with_frame(shard, "gold", compressor.compress(bytes(10)))
-    refused(shard, "got zstd frame of")
-
-
-def test_frame_without_a_checksum(shard: Path) -> None:
-    with_frame(shard, "gold", zstandard.ZstdCompressor(write_checksum=False).compress(bytes(10)))
-    refused(shard, "got a zstd frame without a checksum")
-
-
-def test_two_frames_in_one_chunk(shard: Path) -> None:
-    frame = zstandard.ZstdCompressor(write_checksum=True).compress(bytes(10))
-    with_frame(shard, "gold", frame + frame)
-    refused(shard, "zstd frame damaged")
-
-
-def test_frame_that_skipped_its_filters(shard: Path) -> None:
-    with_frame(shard, "gold", bytes(10), mask=3)
-    refused(shard, "expected every chunk of '/gold' whole")
-
-
-def test_chunk_far_longer_than_its_content(shard: Path) -> None:
-    with_frame(shard, "gold", bytes(250))
-    refused(shard, "expected every chunk of '/gold' whole")
-
-
-def test_missing_chunk(shard: Path) -> None:
-    zstd = hdf5plugin.Zstd(clevel=1)
-    replaced(shard, "gold", shape=(3, 5), chunks=(1, 5), dtype="<u2", shuffle=True, **zstd)
-    refused(shard, "expected every chunk of '/gold' whole|Error iterating over|no chunk")
-
-
-def with_codes(path: Path, name: str, codes: np.ndarray) -> None:
-    """Window 1 with other codes, in a frame as the writer makes it."""
-    with h5py.File(path) as file:
-        padded = file[name].shape[1]
-    with_frame(path, name, compress(codes, padded, new_compressor()))
-
-
-@pytest.mark.parametrize(
-    ("name", "place", "value", "message"),
-    [
-        ("tokens", 2, 50, "token outside the vocabulary of 50"),
-        ("head_ids", 0, 65_535, "head id outside the vocabulary of 50"),
-        ("head_sizes", 0, 0, "head sizes outside 1..8"),
-        ("head_sizes", 0, 200, "head sizes outside 1..8"),
-        ("head_values", 1, 65_535, "log-probabilities below the smallest"),
-    ],
-)
-def test_codes_outside_their_range(shard: Path, name: str, place: int, value: int, message: str) -> None:
-    codes = encode_window(records(3, positions=5)[1], ENCODING)[name].copy()
-    codes[place] = value
-    with_codes(shard, name, codes)
-    refused(shard, message)
-
-
-def test_head_sizes_that_do_not_add_up(shard: Path) -> None:
-    sizes = encode_window(records(3, positions=5)[1], ENCODING)["head_sizes"].copy()
-    sizes[0] = sizes[0] % 8 + 1
-    with_codes(shard, "head_sizes", sizes)
-    refused(shard, "head sizes do not add up")
-
-
-def test_rising_log_probabilities_cannot_be_written_down(shard: Path) -> None:
-    """Values are stored as unsigned distances downwards: whatever the bytes are, what is read falls or is refused."""
-    rng = np.random.default_rng(0)
-    window = records(3, positions=5)[1]
-    codes = rng.integers(0, 9000, len(window.head_ids_E)).astype("<u2")
-    with_codes(shard, "head_values", codes)
-    read = ShardReader(read_index(shard, ENCODING)).read(1)
-    steps_E = np.diff(read.head_logprobs_E)
-    starts_P = np.cumsum(read.head_sizes_P)[:-1]
-    assert np.delete(steps_E, starts_P - 1).max() <= 0
-    assert read.head_logprobs_E.max() <= 0
-    assert np.isfinite(read.head_logprobs_E).all()
-
-
-def test_frames_of_another_window(shard: Path) -> None:
-    """Whole frames in the wrong place: zstd is content, the window's own checksum is not."""
-
-    def change(file: h5py.File) -> None:
-        frames = [file["tail"].id.read_direct_chunk((row, 0))[1] for row in (0, 1)]
-        for row, frame in zip((1, 0), frames, strict=True):
-            file["tail"].id.write_direct_chunk((row, 0), frame)
-
-    edit(shard, change)
-    refused(shard, "window [0-9a-f]{16}: expected undamaged bytes, got a checksum that does not fit")
-
-
 def test_link_in_the_place_of_a_shard(shard: Path, tmp_path: Path) -> None:
     (tmp_path / "link.h5").symlink_to(shard)
     refused(tmp_path / "link.h5", "expected a plain file, got a link or a special file")
@@ -441,10 +269,3 @@ def test_shard_behind_a_user_block(shard: Path) -> None:
     """HDF5 also looks for its signature at 512, 1024, ...: room for another file in front."""
     shard.write_bytes(bytes(512) + shard.read_bytes())
     refused(shard, "expected HDF5 from the first byte, got 512 bytes of something else")
-
-
-def test_format_structs_are_what_this_file_assumes() -> None:
-    """A zstd frame starts with its magic number and a descriptor whose size bits say: one byte of content size."""
-    frame = zstandard.ZstdCompressor(write_checksum=True).compress(bytes(200))
-    assert struct.unpack("<I", frame[:4])[0] == 0xFD2FB528
-    assert frame[4] == 0b0010_0100

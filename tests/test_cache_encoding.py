@@ -73,6 +73,17 @@ def test_a_decoded_window_is_a_fixed_point(shape: dict[str, object]) -> None:
     assert same(through(once, encoding), once)
 
 
+def test_coordinates_are_within_half_a_step_and_saturate() -> None:
+    encoding = Encoding(vocab_size=50, k=8, directions=7, coord_step=0.25)
+    window = record(np.random.default_rng(0), positions=20, directions=7)
+    window.coords_PR[3, 2], window.coords_PR[4, 2] = 1e9, -1e9
+    limited_PR = np.clip(window.coords_PR, -32767 * 0.25, 32767 * 0.25)
+    back = through(window, encoding)
+    assert back.coords_PR.dtype == np.float32
+    assert abs(back.coords_PR - limited_PR).max() <= 0.125
+    assert same(through(back, encoding), back)
+
+
 def test_gold_in_the_head_is_the_heads_own_value() -> None:
     rng = np.random.default_rng(3)
     window = record(rng, positions=60, vocab=40, k=20)
@@ -131,6 +142,7 @@ def bad(window: CachedWindow, field: str, place: int, value: float) -> CachedWin
     [
         ("head_logprobs_E", 0, np.nan, "head values that are not numbers"),
         ("tail_PN", 3, np.nan, "tail values that are not numbers"),
+        ("coords_PR", 4, np.nan, "coordinate values that are not numbers"),
         ("gold_P", 1, np.inf, "gold values that are not numbers"),
         ("tokens", 0, 50, "tokens of [0-9]+ to 50 in a vocabulary of 50"),
         ("tokens", 0, -1, "tokens of -1 to [0-9]+ in a vocabulary of 50"),
@@ -139,9 +151,15 @@ def bad(window: CachedWindow, field: str, place: int, value: float) -> CachedWin
     ],
 )
 def test_a_record_no_teacher_in_order_makes_is_refused(field: str, place: int, value: float, got: str) -> None:
-    window = record(np.random.default_rng(4), positions=5, sizes_P=np.array([4, 4, 4, 4, 4]))
+    window = record(np.random.default_rng(4), positions=5, sizes_P=np.array([4, 4, 4, 4, 4]), directions=2)
     with pytest.raises(RunError, match=rf"^window {window.id} of document doc: expected finite .*, got {got}; check"):
-        encode_window(bad(window, field, place, value), Encoding(vocab_size=50, k=8))
+        encode_window(bad(window, field, place, value), Encoding(vocab_size=50, k=8, directions=2))
+
+
+def test_coordinates_the_encoding_does_not_know_are_refused() -> None:
+    window = record(np.random.default_rng(4), directions=2)
+    with pytest.raises(RunError, match="got 2 coordinates where the encoding has 3"):
+        encode_window(window, Encoding(vocab_size=50, k=8, directions=3))
 
 
 def test_a_head_larger_than_k_is_refused() -> None:

@@ -19,7 +19,8 @@ from cache.encoding import encode_window
 from cache.reader import open_cache
 from cache.shard import read_index
 
-FIELDS = ["tokens", "head_sizes", "head_ids", "head_values", "tail", "gold"]
+FIELDS = ["tokens", "head_sizes", "head_ids", "head_values", "tail", "gold", "coords"]
+ALWAYS = FIELDS[:-1]
 
 
 # The independent reader begins
@@ -28,49 +29,35 @@ FIELDS = ["tokens", "head_sizes", "head_ids", "head_values", "tail", "gold"]
 def independent_window(directory: Path, number: int) -> dict[str, Any]:
     manifest = json.loads((directory / "manifest.json").read_text())
     enc = manifest["identity"]["encoding"]
+    nodes, one = np.array(enc["nodes"]), enc["nodes"].index(1.0)
     for shard in manifest["shards"]:
         if number < shard["windows"]:
             break
         number -= shard["windows"]
     with h5py.File(directory / shard["name"]) as file:
+        found = {name: file[name][number] for name in ("window_id", "document", "prompt_tokens")}
         n, entries = int(file["token_count"][number]), int(file["entry_count"][number])
-        size = {"tokens": n, "head_ids": entries, "head_values": entries, "tail": len(enc["nodes"]) * (n - 1)}
-        codes = {name: file[name][number][: size.get(name, n - 1)] for name in FIELDS}
-        found = {
-            "id": f"{file['window_id'][number]:016x}",
-            "document": file["document"][number].decode(),
-            "prompt_tokens": int(file["prompt_tokens"][number]),
-        }
-    sizes, tokens, ids = (codes[name].astype(int) for name in ("head_sizes", "tokens", "head_ids"))
-    ends = np.cumsum(sizes)
-    heads = [
-        (ids[e - s : e], np.cumsum(codes["head_values"][e - s : e].astype(int)))
-        for e, s in zip(ends, sizes, strict=True)
-    ]
-    gold, tail = [], np.zeros((n - 1, len(enc["nodes"])))
-    tail_codes = codes["tail"].astype(int).reshape(len(enc["nodes"]), n - 1).T
-    for t, (head_ids, values) in enumerate(heads):
-        code = values[list(head_ids).index(tokens[t + 1])] if codes["gold"][t] == 0 else int(codes["gold"][t])
-        gold.append(-code * enc["value_step"])
-        f0, f1 = (
-            np.log(max(enc["vocab_size"] - sizes[t], 1)),
-            -tail_codes[t, enc["nodes"].index(1.0)] * enc["mass_step"],
-        )
-        for i, node in enumerate(enc["nodes"]):
-            chord, gap = f0 + node * (f1 - f0), tail_codes[t, i] * enc["gap_step"]
-            tail[t, i] = f1 if node == 1 else chord - gap if node < 1 else chord + gap
-        if tail_codes[t, enc["nodes"].index(1.0)] == 65535:
-            tail[t] = -np.inf
-    logprobs = -np.concatenate([values for _, values in heads]) * enc["value_step"]
-    return found | {
-        "codes": codes,
-        "tokens": tokens,
-        "sizes": sizes,
-        "ids": ids,
-        "logprobs": logprobs,
-        "gold": gold,
-        "tail": tail,
-    }
+        size = {"tokens": n, "head_ids": entries, "head_values": entries, "tail": len(nodes) * (n - 1)}
+        size["coords"] = enc["directions"] * (n - 1)
+        codes = {name: file[name][number][: size.get(name, n - 1)] for name in FIELDS if name in file}
+    wide = {name: array.astype(int) for name, array in codes.items()}
+    ends = np.cumsum(wide["head_sizes"])[:-1]
+    values = [np.cumsum(part) for part in np.split(wide["head_values"], ends)]
+    gold = wide["gold"].copy()
+    for t, ids in enumerate(np.split(wide["head_ids"], ends)):
+        if gold[t] == 0:
+            gold[t] = values[t][list(ids).index(wide["tokens"][t + 1])]
+    tail = wide["tail"].reshape(len(nodes), n - 1).T
+    f0 = np.log(np.maximum(enc["vocab_size"] - wide["head_sizes"], 1))[:, None]
+    f1 = -tail[:, [one]] * enc["mass_step"]
+    f = f0 + nodes * (f1 - f0) + np.where(nodes < 1, -1, 1) * tail * enc["gap_step"]
+    f[:, [one]] = f1
+    f[tail[:, one] == 65535] = -np.inf
+    found |= {"codes": codes, "tail": f, "gold": -gold * enc["value_step"]}
+    if enc["directions"]:
+        coords = wide["coords"].reshape(enc["directions"], n - 1).T
+        found["coords"] = np.where(coords % 2, -(coords + 1) // 2, coords // 2) * enc["coord_step"]
+    return found | {"logprobs": -np.concatenate(values) * enc["value_step"]}
 
 
 # The independent reader ends
@@ -94,12 +81,13 @@ SHAPES = [
     {"vocab": 66_000, "k": 3, "positions": 4},
     {"vocab": 400, "k": 300, "positions": 7},
     {"scale": 30.0},
+    {"directions": 5},
 ]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_both_readers_see_the_same(tmp_path: Path, shape: dict[str, Any]) -> None:
-    plan = identity(vocab=shape.get("vocab", 50), k=min(shape.get("k", 8), 255))
+    plan = identity(vocab=shape.get("vocab", 50), k=min(shape.get("k", 8), 255), directions=shape.get("directions", 0))
     windows = records(5, seed=1, **({**shape, "k": plan.encoding.k}))
     write_cache(tmp_path / "cache", windows, plan)
     cache = open_cache(tmp_path / "cache")
@@ -108,14 +96,16 @@ def test_both_readers_see_the_same(tmp_path: Path, shape: dict[str, Any]) -> Non
         for name, codes in encode_window(written, plan.encoding).items():
             np.testing.assert_array_equal(theirs["codes"][name], codes)
             assert theirs["codes"][name].dtype == codes.dtype
-        assert (theirs["id"], theirs["document"], theirs["prompt_tokens"]) == (
-            ours.id,
-            ours.document,
-            ours.prompt_tokens,
-        )
-        np.testing.assert_array_equal(theirs["tokens"], ours.tokens)
-        np.testing.assert_array_equal(theirs["sizes"], ours.head_sizes_P)
-        np.testing.assert_array_equal(theirs["ids"], ours.head_ids_E)
+        assert (f"{theirs['window_id']:016x}", theirs["document"].decode()) == (ours.id, ours.document)
+        assert theirs["prompt_tokens"] == ours.prompt_tokens
+        for name, array in {
+            "tokens": ours.tokens,
+            "head_sizes": ours.head_sizes_P,
+            "head_ids": ours.head_ids_E,
+        }.items():
+            np.testing.assert_array_equal(theirs["codes"][name], array)
+        if plan.encoding.directions:
+            np.testing.assert_allclose(theirs["coords"], ours.coords_PR, rtol=1e-6)
         np.testing.assert_array_equal(np.float32(theirs["logprobs"]), ours.head_logprobs_E)
         np.testing.assert_array_equal(np.float32(theirs["gold"]), ours.gold_P)
         np.testing.assert_allclose(np.float32(theirs["tail"]), ours.tail_PN, rtol=1e-6, atol=1e-6)
@@ -159,10 +149,10 @@ def test_names_types_shapes_and_filters_of_a_shard(shard: Path) -> None:
         }
         assert {name: file[name].dtype for name in index} == {name: np.dtype(kind) for name, kind in index.items()}
         assert file["document"].dtype.kind == "S"
-        assert set(file) == {*index, "document", *FIELDS}
-        types = dict.fromkeys(FIELDS, np.dtype("<u2")) | {"head_sizes": np.dtype("u1")}
-        assert {name: file[name].dtype for name in FIELDS} == types
-        for name in FIELDS:
+        assert set(file) == {*index, "document", *ALWAYS}
+        types = dict.fromkeys(ALWAYS, np.dtype("<u2")) | {"head_sizes": np.dtype("u1")}
+        assert {name: file[name].dtype for name in ALWAYS} == types
+        for name in ALWAYS:
             assert file[name].chunks == (1, file[name].shape[1])
             plist = file[name].id.get_create_plist()
             assert [plist.get_filter(place)[0] for place in range(plist.get_nfilters())] == [2, 32015]
@@ -177,13 +167,13 @@ def test_both_checksums_of_a_shard(shard: Path) -> None:
     with h5py.File(shard) as file:
         for row in range(2):
             crc = 0
-            for name in FIELDS:
+            for name in ALWAYS:
                 crc = zlib.crc32(file[name].id.read_direct_chunk((row, 0))[1], crc)
             assert crc == file["checksum"][row]
         digest = hashlib.sha256()
         for name in ("encoding", "summary"):
             digest.update(bytes(file.attrs[name]) + b"\0")
-        for name in sorted(set(file) - set(FIELDS)):
+        for name in sorted(set(file) - set(ALWAYS)):
             digest.update(name.encode() + b"\0" + file[name][...].tobytes())
         assert file.attrs["index_sha256"] == digest.hexdigest().encode()
 
@@ -192,7 +182,7 @@ def test_frames_are_zstd_with_size_and_checksum(shard: Path) -> None:
     import zstandard
 
     index, raw = read_index(shard), shard.read_bytes()
-    for name in FIELDS:
+    for name in ALWAYS:
         offset, size = int(index.offset[name][0]), int(index.size[name][0])
         frame = zstandard.get_frame_parameters(raw[offset : offset + size])
         assert frame.has_checksum

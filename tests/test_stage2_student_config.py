@@ -68,7 +68,7 @@ def test_the_demos_twins_differ_in_the_weights_alone() -> None:
         ({"kd_weight": 0}, "kd_weight or ce_weight above 0"),
         ({"temperature": 0.5}, "temperature 0.5: the cache holds the tail's mass for T >= 0.69"),
         ({"temprature": 2}, "unknown key 'temprature'"),
-        ({"form": "full"}, "'bucket' or 'renormalised'"),
+        ({"form": "whole"}, "'full', 'bucket' or 'renormalised'"),
         ({"student": {}}, "exactly one of preset, architecture, pretrained"),
         ({"student": {"preset": "gpt2-44m", "revision": "main"}}, "revision only beside pretrained"),
         ({"student": {"preset": "gpt2-45m"}}, "'gpt2-44m' or 'gpt2-202m'"),

@@ -1,0 +1,92 @@
+"""How the attacks on the cache are made and judged. Not a test file."""
+
+from __future__ import annotations
+
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from cache_records import records
+from numpy.typing import NDArray
+
+from cache.encoding import Encoding
+from cache.frames import compress, new_compressor
+from cache.reader import ShardReader
+from cache.shard import _index_digest, read_index, shard_bytes
+from shared.errors import RunError
+
+ENCODING = Encoding(vocab_size=50, k=8)
+FIELDS = ("tokens", "head_sizes", "head_ids", "head_values", "tail", "gold")
+
+
+def write_shard(folder: Path) -> Path:
+    """A sound shard of three windows."""
+    path = folder / "00000-0123456789ab.h5"
+    path.write_bytes(shard_bytes(records(3, positions=5), ENCODING, {}))
+    return path
+
+
+def edit(path: Path, change: Callable[[h5py.File], None]) -> None:
+    with h5py.File(path, "r+") as file:
+        change(file)
+
+
+def replaced(path: Path, name: str, **settings: Any) -> None:
+    """Put another dataset in the place of `name`."""
+
+    def change(file: h5py.File) -> None:
+        del file[name]
+        file.create_dataset(name, **settings)
+
+    edit(path, change)
+
+
+def resealed(path: Path) -> None:
+    """Make the index checksum right again, as an attacker would."""
+
+    def change(file: h5py.File) -> None:
+        index = {name: file[name][...] for name in sorted(set(file) - set(FIELDS))}
+        texts = {name: bytes(file.attrs[name]).decode() for name in ("encoding", "summary")}
+        file.attrs["index_sha256"] = np.bytes_(_index_digest(index, texts))
+
+    edit(path, change)
+
+
+def refused(path: Path, message: str) -> None:
+    """Reading must end in one line that matches, and must not need memory that the file's size does not explain."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(RunError, match=message) as caught:
+            reader = ShardReader(read_index(path, ENCODING))
+            for window in range(len(reader.index)):
+                reader.read(window)
+        assert "\n" not in str(caught.value)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def with_frame(path: Path, name: str, frame: bytes, mask: int = 0) -> None:
+    """Replace window 1's frame and make both checksums right again."""
+
+    def change(file: h5py.File) -> None:
+        file[name].id.write_direct_chunk((1, 0), frame, mask)
+        crc = 0
+        for field in FIELDS:
+            crc = zlib.crc32(file[field].id.read_direct_chunk((1, 0))[1], crc)
+        file["checksum"][1] = crc
+
+    edit(path, change)
+    resealed(path)
+
+
+def with_codes(path: Path, name: str, codes: NDArray[Any]) -> None:
+    """Window 1 with other codes, in a frame as the writer makes it."""
+    with h5py.File(path) as file:
+        padded = file[name].shape[1]
+    with_frame(path, name, compress(codes, padded, new_compressor()))
