@@ -38,6 +38,7 @@ PARTS = {
     "head_values": "values",
     "tail": "tail",
     "gold": "gold",
+    "coords": "coordinates",
 }
 
 
@@ -107,8 +108,10 @@ def bytes_by_part(cache: Cache) -> dict[str, float]:
         PARTS[spec.name]: sum(int(index.size[spec.name].sum()) for index in indexes) / tokens
         for spec in fields(cache.manifest.identity.encoding)
     }
-    whole = cache.manifest.total("bytes") / tokens
-    return {**parts, "index and overhead": whole - sum(parts.values()), "together": whole}
+    shards, shape = cache.manifest.total("bytes") / tokens, cache.manifest.identity.shape
+    parts["index and overhead"] = shards - sum(parts.values())
+    parts["basis (once a cache)"] = shape.bytes / tokens if shape else 0.0
+    return {**parts, "together": sum(parts.values())}
 
 
 def measure(directory: Path) -> dict[str, float]:

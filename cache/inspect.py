@@ -72,7 +72,13 @@ def screen(found: dict[str, Any]) -> str:
     ]  # fmt: skip
     width = max(len(name) for name, _ in rows)
     lines = [printable(f"{name:<{width}}  {value}") for name, value in rows]
-    return "\n".join([*lines, "", *_fidelity(found["fidelity"])])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            *_fidelity(found["fidelity"], "an even tail" if shape is None else "the tail its coordinates give"),
+        ]
+    )
 
 
 def printable(text: str) -> str:
@@ -80,11 +86,11 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def _fidelity(report: list[dict[str, Any]]) -> list[str]:
+def _fidelity(report: list[dict[str, Any]], tail: str) -> list[str]:
     head = "fidelity: T   kept mass   tail-mass error (worst)   KL, nats   total variation   positions"
     rows = [
         f"{row['temperature']:>11g}{row['kept_mass']:>12.3f}{row['tail_mass_error']:>13.4f} ({row['tail_mass_error_max']:.4f})"
         f"{row['kl']:>15.3f}{row['total_variation']:>18.3f}{row['positions']:>12}"
         for row in report
     ]
-    return [head, *rows, "(rebuilt with the stored head and tail mass and an even tail, against the full logits)"]
+    return [head, *rows, f"(the stored head, the stored tail mass, and {tail}, against the full logits)"]

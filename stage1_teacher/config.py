@@ -52,7 +52,7 @@ class CaptureConfig(StrictModel):
     teacher: TeacherConfig = Field(description="who teaches")
     corpus: CorpusConfig = Field(description="the text")
     windows: WindowConfig = Field(default_factory=WindowConfig, description="how documents are cut")
-    selection: Selection = Field(default=Selection(k=64, top_p=0.98), description="which tokens enter the head")
+    selection: Selection = Field(default=Selection(k=16, top_p=0.95), description="which tokens enter the head")
     shape: ShapeConfig | None = Field(
         default=ShapeConfig(), description="the tail's shape; null keeps only its mass (soft-capped teachers need null)"
     )

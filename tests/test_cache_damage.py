@@ -22,7 +22,7 @@ from cache.shard import read_index, shard_bytes
 from cache.verify import verify
 from shared.errors import RunError
 
-ENCODING = Encoding(vocab_size=50, k=8)
+ENCODING = Encoding(vocab_size=50, k=8, directions=2)
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def outcome(path: Path, sound: tuple[list[CachedWindow], object]) -> str:
 
 
 def read_under_flips(path: Path, windows: int, step: int, seed: int) -> Counter[str]:
-    path.write_bytes(shard_bytes(records(windows, positions=5, seed=seed), ENCODING, {"a": 1}))
+    path.write_bytes(shard_bytes(records(windows, positions=5, seed=seed, directions=2), ENCODING, {"a": 1}))
     sound, handle, seen = content(path), os.open(path, os.O_RDWR), Counter[str]()
     for place, mask in flips(path, step, seed):
         flip(handle, place, mask)
@@ -202,7 +202,7 @@ def test_no_flipped_byte_at_all_is_read_as_data(tmp_path: Path, windows: int) ->
 def test_every_byte_of_every_frame_is_guarded(tmp_path: Path) -> None:
     """Where the windows lie there is no free space: each flip is refused, and by the window it hit alone."""
     path = tmp_path / "shard.h5"
-    path.write_bytes(shard_bytes(records(3, positions=5), ENCODING, {}))
+    path.write_bytes(shard_bytes(records(3, positions=5, directions=2), ENCODING, {}))
     index = read_index(path, ENCODING)
     reader, sound, handle = ShardReader(index), content(path)[0], os.open(path, os.O_RDWR)
     for name, offsets in index.offset.items():
@@ -221,7 +221,7 @@ def test_every_byte_of_every_frame_is_guarded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [0, 8, 100, 2000, 5000, -1])
 def test_shard_cut_short_under_an_open_reader(tmp_path: Path, length: int) -> None:
     path = tmp_path / "shard.h5"
-    path.write_bytes(shard_bytes(records(3, positions=5), ENCODING, {}))
+    path.write_bytes(shard_bytes(records(3, positions=5, directions=2), ENCODING, {}))
     reader = ShardReader(read_index(path, ENCODING))
     last = max(int((reader.index.offset[name] + reader.index.size[name]).max()) for name in reader.index.offset)
     os.truncate(path, min(length, last - 1) if length >= 0 else last - 1)
@@ -235,7 +235,7 @@ def test_shard_cut_short_under_an_open_reader(tmp_path: Path, length: int) -> No
 @pytest.mark.parametrize("length", [0, 1, 8, 48, 100, 1000, 4000, 8000])
 def test_shard_cut_short_before_it_is_opened(tmp_path: Path, length: int) -> None:
     path = tmp_path / "shard.h5"
-    path.write_bytes(shard_bytes(records(3, positions=5), ENCODING, {})[:length])
+    path.write_bytes(shard_bytes(records(3, positions=5, directions=2), ENCODING, {})[:length])
     with pytest.raises(RunError, match=r"^shard shard\.h5: expected "):
         read_index(path, ENCODING)
 
