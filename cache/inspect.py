@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from cache.manifest import Manifest
+from shared.errors import printable
 
 
 def facts(directory: Path, manifest: Manifest) -> dict[str, Any]:
     """The manifest as one JSON object with the totals scripts rely on (DESIGN section 3)."""
     shape = manifest.identity.shape
-    basis = shape.bytes if shape else 0
-    tokens, size = manifest.total("tokens"), manifest.total("bytes") + basis
+    tokens, size = manifest.total("tokens"), manifest.size
     return {
         "directory": str(directory),
         "cache_id": manifest.cache_id,
@@ -21,7 +21,7 @@ def facts(directory: Path, manifest: Manifest) -> dict[str, Any]:
         "positions": manifest.total("positions"),
         "bytes": size,
         "bytes_per_token": size / tokens,
-        "basis_bytes": basis,
+        "basis_bytes": shape.bytes if shape else 0,
         "tokenizer_bytes": sum(file.bytes for file in manifest.tokenizer_files),
         "ids_per_position": manifest.total("entries") / manifest.total("positions"),
         "k": manifest.k,
@@ -79,11 +79,6 @@ def screen(found: dict[str, Any]) -> str:
             *_fidelity(found["fidelity"], "an even tail" if shape is None else "the tail its coordinates give"),
         ]
     )
-
-
-def printable(text: str) -> str:
-    """Without what could command a terminal: a manifest and file names are somebody else's text."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _fidelity(report: list[dict[str, Any]], tail: str) -> list[str]:

@@ -14,14 +14,13 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from cache.inspect import printable
 from cache.manifest import MANIFEST, TOKENIZER_FOLDER, Manifest, read_manifest
 from cache.reader import ShardReader
 from cache.record import CachedWindow
 from cache.shape import BASIS, read_basis
 from cache.shard import read_index
 from cache.tail import ONE
-from shared.errors import RunError
+from shared.errors import RunError, printable
 from shared.files import sha256_file
 from shared.windows import window_id
 

@@ -6,6 +6,11 @@ For everything that comes from outside (a call, a config, a file, a disk). Not f
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """`text` without what could command a terminal: names of files and manifests are often somebody else's."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 class CodestillError(Exception):
     """Base of every error that a command prints as one line.
 
@@ -28,7 +33,7 @@ class CodestillError(Exception):
         )
         sentence = f"{self.what}: {facts}" if facts else self.what
         line = f"{sentence}; {self.do}" if self.do else sentence
-        return " ".join(line.split())  # one line, whatever a file name or a library's message held
+        return printable(" ".join(line.split()))  # one line, whatever a file name or a library's message held
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the trip out of a DataLoader worker: keyword arguments are lost by the default pickling."""

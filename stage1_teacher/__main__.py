@@ -32,15 +32,17 @@ def capture(config: ConfigArg, overrides: Overrides = None, as_json: JsonFlag = 
         "cache_id": manifest.cache_id,
         "windows": manifest.total("windows"),
         "tokens": manifest.total("tokens"),
-        "bytes": manifest.total("bytes"),
+        "bytes": manifest.size,
+        "basis_bytes": manifest.size - manifest.total("bytes"),
         "teacher_loss": manifest.teacher_loss,
         "seconds": seconds,
     }
     if as_json:
         print_json(facts)
         return
-    size = facts["bytes"] / facts["tokens"]
-    print(f"{settings.cache}: {facts['windows']} windows, {facts['tokens']} tokens, {size:.1f} bytes a token")
+    size = (facts["bytes"] - facts["basis_bytes"]) / facts["tokens"]
+    basis = f", and {facts['basis_bytes'] / 1e6:.1f} MB of basis once" if facts["basis_bytes"] else ""
+    print(f"{settings.cache}: {facts['windows']} windows, {facts['tokens']} tokens, {size:.1f} bytes a token{basis}")
     print(f"teacher's own loss on this text {manifest.teacher_loss:.3f} nats a token; took {seconds:.1f} s")
     print(f"next: python -m cache inspect {settings.cache}")
 
