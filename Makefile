@@ -30,8 +30,9 @@ demo: $(READY)
 	$(BIN)/python -m stage1_teacher capture stage1_teacher/configs/demo-held-out.yaml
 	$(BIN)/python -m cache verify $(DEMO)/cache --level deep
 	$(BIN)/python -m cache inspect $(DEMO)/cache
-	$(BIN)/python -m stage2_student train stage2_student/configs/demo-distilled.yaml
-	$(BIN)/python -m stage2_student train stage2_student/configs/demo-cross-entropy.yaml
+	@echo "# the two students train side by side, a core each"
+	OMP_NUM_THREADS=1 $(BIN)/python -m stage2_student train stage2_student/configs/demo-distilled.yaml & distilled=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m stage2_student train stage2_student/configs/demo-cross-entropy.yaml && wait $$distilled
 	$(BIN)/python -m eval run eval/configs/demo.yaml
 	@echo
 	@cat $(DEMO)/eval/report.md
@@ -47,7 +48,10 @@ check: $(READY)
 	$(BIN)/python -m pytest tests/test_layers.py tests/test_configs.py
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.cache_reading
+	$(BIN)/python -m benchmarks.cache_tail_nodes --teacher shared/embedded_teacher --corpus shared/embedded_families.py
+	$(BIN)/python -m benchmarks.stage1_capture
+	$(BIN)/python -m benchmarks.stage2_step
 
 format: $(READY)
 	$(BIN)/ruff format .

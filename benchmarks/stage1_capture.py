@@ -1,6 +1,8 @@
 """What a capture costs beside the teacher's bare forward pass over the same batches: tokens/s of both, alternated, in one run.
 
-    python benchmarks/stage1_capture.py --teacher DIR --corpus FILE.jsonl --recipe mbpp [--documents 64] [--rounds 5]
+    python -m benchmarks.stage1_capture [--teacher DIR] [--recipe mbpp --corpus FILE.jsonl] [--documents 64] [--rounds 5]
+
+Without a teacher and a corpus: the embedded ones.
 
 Bare means the model as transformers runs it, logits included, nothing kept. Capture means everything stage 1 does to a shard
 but writing it: hidden states, head in float32, selection, tail mass, coordinates, fidelity sample. The floor beside it is the
@@ -28,6 +30,8 @@ from stage1_teacher.config import CaptureConfig
 from stage1_teacher.reading import Reader
 from stage1_teacher.teacher import load_teacher
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def seconds(work: Callable[[], object]) -> float:
     """Wall time of one call."""
@@ -47,17 +51,16 @@ def bare(model: Any, windows: list[Window], batch_tokens: int) -> None:
 def main() -> None:
     """Print the ratio and what it is made of."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", type=Path, required=True)
-    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--teacher", type=Path, default=ROOT / "shared" / "embedded_teacher")
+    parser.add_argument("--corpus", type=Path, help="a local file of the recipe's rows")
     parser.add_argument("--recipe", default="mbpp")
     parser.add_argument("--documents", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    data = {
-        "cache": "unused",
-        "teacher": {"model": str(options.teacher.resolve())},
-        "corpus": {"recipe": options.recipe, "path": str(options.corpus), "max_documents": options.documents},
-    }
+    corpus: dict[str, Any] = {"embedded": {"count": options.documents}}
+    if options.corpus is not None:
+        corpus = {"recipe": options.recipe, "path": str(options.corpus), "max_documents": options.documents}
+    data = {"cache": "unused", "teacher": {"model": str(options.teacher.resolve())}, "corpus": corpus}
     config = check_config(CaptureConfig, data, base=Path.cwd(), name="benchmark")
     tokenizer, teacher = load_tokenizer(config.teacher.model), load_teacher(config.teacher)
     windows = list(read_windows(config.corpus, tokenizer, config.windows)[0])

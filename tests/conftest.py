@@ -9,7 +9,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub; requires_hub tests unset it themselves
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models lose more to threads that wait for each other than they gain
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models only lose by threads that wait for each other
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -39,7 +39,9 @@ def test_commands_of_the_table_exist(package: str) -> None:
         for verb in found.split("|")
     }
     assert verbs, f"the README names no command of {package}"
-    done = subprocess.run([sys.executable, "-m", package, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", package, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     missing = [verb for verb in sorted(verbs) if not re.search(rf"\b{verb}\b", done.stdout)]
     assert not missing
 
