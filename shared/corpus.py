@@ -90,7 +90,7 @@ def not_empty(documents: Iterable[Document], *, what: str, do: str) -> Iterator[
 def _embedded(config: EmbeddedCorpus) -> Iterator[Document]:
     from shared.embedded import training_documents
 
-    for made in training_documents(config.count, config.seed):
+    for made in training_documents(config.count, config.seed, config.faulty):
         yield Document(made.id, made.prompt + made.solution, len(made.prompt), "embedded", "Apache-2.0")
 
 

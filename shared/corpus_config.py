@@ -23,6 +23,9 @@ class EmbeddedCorpus(StrictModel):
 
     count: int = Field(gt=0, description="training documents to make")
     seed: int = Field(default=0, ge=0, description="seed of the generator; the held-out tasks are disjoint from all")
+    faulty: float = Field(
+        default=0.0, ge=0, le=1, description="share of documents whose code does something else than their text says"
+    )
 
 
 class CorpusConfig(StrictModel):

@@ -77,16 +77,38 @@ class _Program:
         return f'{self.header}    """{self.doc}\n\n{example}    """\n'
 
 
-def training_documents(count: int, seed: int) -> Iterator[EmbeddedDocument]:
+def training_documents(count: int, seed: int, faulty: float = 0.0) -> Iterator[EmbeddedDocument]:
     """The first `count` documents of the stream `seed`; document i is the same whatever `count` is.
 
     A spec may come back in other words, names or style. No spec of `held_out_tasks` occurs.
+
+    Args:
+        count: documents.
+        seed: of the stream.
+        faulty: share of documents whose solution does what another spec of its family asks for, as in scraped code where
+            the text and the code have drifted apart. The others are the same at every share.
     """
     for index in range(count):
         rng = Random(f"embedded/documents/{seed}/{index}")
         spec = _draw_spec(rng)
+        style = rng.getstate()
         program = _write(spec, rng)
-        yield EmbeddedDocument(f"Embedded/{seed}/{index}", program.prompt(_example(spec, program, rng)), program.body)
+        prompt = program.prompt(_example(spec, program, rng))
+        slip, same_style = Random(f"embedded/faults/{seed}/{index}"), Random()
+        same_style.setstate(style)
+        wrong = slip.random() < faulty
+        body = _write(_neighbour(spec, slip), same_style).body if wrong else program.body
+        yield EmbeddedDocument(f"Embedded/{seed}/{index}", prompt, body)
+
+
+def _neighbour(spec: _Spec, rng: Random) -> _Spec:
+    """Another training spec of the same family, where it has one."""
+    for _ in range(_POOL):
+        choices = tuple(rng.choice(rng.choice(_by_tag(domain))) for domain in spec.family.params.values())
+        other = _Spec(spec.family, choices)
+        if other.choices != spec.choices and not other.held_out:
+            return other
+    return spec
 
 
 def held_out_tasks(count: int, seed: int) -> list[dict[str, str]]:

@@ -234,3 +234,25 @@ def _differs(source: str, mutant: str, task: dict[str, str]) -> bool:
     pool = [tuple(draw_argument(kinds[a], body, rng, short=False) for a in annotations) for _ in range(200)]
     name = task["entry_point"]
     return embedded._outcomes(source, name, pool) != embedded._outcomes(mutant, name, pool)
+
+
+def test_faulty_documents_do_what_another_spec_says_and_leave_the_others_alone() -> None:
+    clean, faulty = (list(training_documents(400, 3, share)) for share in (0.0, 0.3))
+    assert [document.prompt for document in clean] == [document.prompt for document in faulty]
+    differing = [pair for pair in zip(clean, faulty, strict=True) if pair[0].solution != pair[1].solution]
+    assert 0.2 < len(differing) / 400 < 0.35, "a few families have one spec only, and slips can write the same text"
+    for right, wrong in differing[:50]:
+        for document in (right, wrong):
+            compile(document.prompt + document.solution, document.id, "exec")
+    wrong_examples = 0
+    for right, wrong in differing[:50]:
+        name = right.prompt.split("def ", 1)[1].split("(", 1)[0]
+        call, result = right.prompt.split(">>> ", 1)[1].split("\n")[:2]
+        scope: dict[str, object] = {}
+        exec(wrong.prompt + wrong.solution, scope)
+        assert name in scope
+        try:
+            wrong_examples += repr(eval(call, scope)) != result.strip()
+        except (ArithmeticError, LookupError, TypeError, ValueError):
+            wrong_examples += 1
+    assert wrong_examples >= 25, "the code of most no longer fits the example in its own text"
