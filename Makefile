@@ -34,9 +34,6 @@ demo: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m stage2_student train stage2_student/configs/demo-distilled.yaml & distilled=$$!; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m stage2_student train stage2_student/configs/demo-cross-entropy.yaml && wait $$distilled
 	$(BIN)/python -m eval run eval/configs/demo.yaml
-	@echo
-	@cat $(DEMO)/eval/report.md
-	@echo "report: $(DEMO)/eval/report.html"
 
 test: $(READY)
 	$(BIN)/python -m pytest
