@@ -133,6 +133,9 @@ def test_source_files_in_declared_encodings(tmp_path: Path) -> None:
 
 
 def test_embedded_documents() -> None:
+    faulty = documents(embedded={"count": 40, "seed": 3, "faulty": 0.5})
+    clean = documents(embedded={"count": 40, "seed": 3})
+    assert 5 < sum(wrong != right for wrong, right in zip(faulty, clean, strict=True)) < 35
     found = documents(embedded={"count": 5, "seed": 3})
     assert len({document.id for document in found}) == 5
     assert all(0 < document.prompt_chars < len(document.text) for document in found)
@@ -276,6 +279,7 @@ def test_description_for_the_manifest_has_recipe_and_no_machine_path(tmp_path: P
     assert describe_corpus(CorpusConfig.model_validate({"embedded": {"count": 9}}))["embedded"] == {
         "count": 9,
         "seed": 0,
+        "faulty": 0.0,
     }
     hub = describe_corpus(CorpusConfig(recipe="the-stack-dedup", revision="abc"))
     assert (hub["dataset"], hub["data_dir"], hub["revision"]) == ("bigcode/the-stack-dedup", "data/python", "abc")
