@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from cache_records import cut_head, log_mass, log_softmax
 from numpy.typing import NDArray
+from scipy.interpolate import CubicSpline
 
 from cache.tail import BETA_RANGE, NODE_STEP, NODES, ONE, node_weights
 
@@ -73,9 +74,8 @@ def test_cubic_polynomials_are_reproduced(degree: int) -> None:
 
 
 def test_weights_are_those_of_the_not_a_knot_spline_of_the_textbook() -> None:
-    interpolate = pytest.importorskip("scipy.interpolate")
     knots = np.random.default_rng(5).normal(size=1 + len(NODES))
-    spline = interpolate.CubicSpline((0.0, *NODES), knots, bc_type="not-a-knot")
+    spline = CubicSpline((0.0, *NODES), knots, bc_type="not-a-knot")
     for beta in np.linspace(*BETA_RANGE, 61):
         assert node_weights(beta) @ knots == pytest.approx(float(spline(beta)), abs=1e-12)
 
