@@ -36,7 +36,7 @@ demo: $(READY)
 	$(BIN)/python -m eval run eval/configs/demo.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -6,6 +6,8 @@ Everything comes from the manifest. Not for the screen (inspect.py).
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import yaml
 
@@ -42,7 +44,7 @@ def _header(manifest: Manifest) -> list[str]:
 def _text(manifest: Manifest, url: str, teacher_licence: str | None) -> list[str]:
     teacher, tokens = manifest.teacher, manifest.total("tokens")
     shape = manifest.identity.shape
-    name = _plain(teacher.id)
+    name = plain(teacher.id)
     model = f"[{name}](https://huggingface.co/{name})" if teacher.revision else name
     tail = f"{shape.directions} coordinates a position" if shape else "its mass only"
     return [
@@ -56,12 +58,12 @@ def _text(manifest: Manifest, url: str, teacher_licence: str | None) -> list[str
         "",
         "| | |",
         "|---|---|",
-        f"| teacher | {model}, revision {_plain(teacher.revision or 'none')}, {_plain(teacher.architecture)}, "
-        f"{teacher.parameters} parameters, {_plain(teacher.dtype)}, "
-        f"quantised: {_plain(teacher.quantisation or 'no')} |",
-        f"| teacher's licence | {_plain(teacher_licence or 'not known here: see the model page')} |",
-        f"| corpus | {_corpus(manifest)} |",
-        f"| corpus licences | {_licences(manifest)} |",
+        f"| teacher | {model}, revision {plain(teacher.revision or 'none')}, {plain(teacher.architecture)}, "
+        f"{teacher.parameters} parameters, {plain(teacher.dtype)}, "
+        f"quantised: {plain(teacher.quantisation or 'no')} |",
+        f"| teacher's licence | {plain(teacher_licence or 'not known here: see the model page')} |",
+        f"| corpus | {corpus_line(manifest.identity.corpus)} |",
+        f"| corpus licences | {corpus_licences(manifest.identity.corpus)} |",
         f"| tokenizer | {manifest.tokenizer.size} tokens, sha256 `{manifest.tokenizer.vocab_sha256[:12]}` |",
         f"| size | {tokens} tokens in {manifest.total('windows')} windows, {manifest.size} bytes, "
         f"{manifest.size / tokens:.1f} bytes a token |",
@@ -94,19 +96,20 @@ def _report(manifest: Manifest) -> list[str]:
     ]
 
 
-def _corpus(manifest: Manifest) -> str:
-    facts = {name: value for name, value in manifest.identity.corpus.items() if isinstance(value, (str, int, float))}
-    return ", ".join(f"{_plain(name)} {_plain(str(value))[:80]}" for name, value in facts.items()) or "not described"
+def corpus_line(facts: Mapping[str, Any]) -> str:
+    """A corpus as one cell of a table; `facts` as they stand in a manifest's identity."""
+    told = {name: value for name, value in facts.items() if isinstance(value, (str, int, float))}
+    return ", ".join(f"{plain(name)} {plain(str(value))[:80]}" for name, value in told.items()) or "not described"
 
 
-def _licences(manifest: Manifest) -> str:
-    facts = manifest.identity.corpus
+def corpus_licences(facts: Mapping[str, Any]) -> str:
+    """What a corpus says about its licences."""
     found = [
         str(value) for name, value in facts.items() if "licen" in name and value and isinstance(value, (str, list))
     ]
-    return _plain(", ".join(found)) or "not known here: see the corpus"
+    return plain(", ".join(found)) or "not known here: see the corpus"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that is text in Markdown too: a manifest may be somebody else's."""
     return re.sub(r"([\\`*<>|\[\]])", r"\\\1", " ".join(text.split()))

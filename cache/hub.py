@@ -44,11 +44,11 @@ def parse(url: str) -> tuple[str, str | None]:
 
 
 @contextmanager
-def told(url: str) -> Iterator[None]:
+def told(url: str, kind: str = "data set") -> Iterator[None]:
     """The hub's errors as one line each.
 
     Raises:
-        UsageError: no such data set or revision, no right to it, or offline mode.
+        UsageError: no such data set (or whatever `kind` it is) or revision, no right to it, or offline mode.
         RunError: the hub does not answer, or refuses.
     """
     from huggingface_hub import errors
@@ -57,11 +57,11 @@ def told(url: str) -> Iterator[None]:
         yield
     except errors.GatedRepoError:
         do = "accept its terms on the hub, then `hf auth login`"
-        raise UsageError(url, expected="access", got="a gated data set", do=do) from None
+        raise UsageError(url, expected="access", got=f"a gated {kind}", do=do) from None
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        kind = "revision" if isinstance(error, errors.RevisionNotFoundError) else "data set"
+        missing = "revision" if isinstance(error, errors.RevisionNotFoundError) else kind
         do = "check the name; a private one needs `hf auth login`"
-        raise UsageError(url, expected=f"a {kind} on the hub", got="none", do=do) from None
+        raise UsageError(url, expected=f"a {missing} on the hub", got="none", do=do) from None
     except errors.OfflineModeIsEnabled:
         raise UsageError(url, expected="the hub", got="offline mode", do="unset HF_HUB_OFFLINE") from None
     except _network_errors() as error:

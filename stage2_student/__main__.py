@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from shared.cli import ConfigArg, Overrides, new_app, run
 from shared.config import load_config
 from stage2_student.config import TrainConfig
@@ -22,6 +27,17 @@ def train(config: ConfigArg, overrides: Overrides = None) -> None:
 
     train_student(checked)
     print(checked.out)
+
+
+@app.command()
+def push(
+    directory: Annotated[Path, typer.Argument(metavar="RUN", help="the `out` of a finished training")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="hf://org/name or hf://org/name@branch")],
+) -> None:
+    """Put a finished student on the Hugging Face hub, with its model card."""
+    from stage2_student.push import push as push_student
+
+    print(f"{url}: commit {push_student(directory, url)}")
 
 
 def main() -> None:

@@ -21,7 +21,9 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
 from shared.errors import UsageError
+from shared.files import atomic_write
 from stage2_student.batch import Collate, named_when_a_worker_dies
+from stage2_student.card import CARD, card_text
 from stage2_student.checkpoint import checkpoints, step_of
 from stage2_student.config import TrainConfig
 from stage2_student.curves import draw_curves
@@ -103,6 +105,7 @@ def provenance(config: TrainConfig, data: Data, student: Any) -> dict[str, Any]:
         "cache": {"id": manifest.cache_id, "windows": len(data.training)},
         "validation": {"from": data.validation_id, "windows": len(data.validation)},
         "teacher": manifest.teacher.model_dump(mode="json"),
+        "corpus": manifest.identity.corpus,
         "tokenizer": manifest.tokenizer.model_dump(mode="json"),
         "parameters": count_parameters(student),
     }
@@ -217,6 +220,7 @@ def finish(trainer: DistillationTrainer, config: TrainConfig, data: Data, run: d
     libraries = {"torch": torch.__version__, "transformers": transformers.__version__}
     versions = {"python": platform.python_version(), **libraries}
     run = {**run, "status": "finished", "steps": trainer.state.global_step, "final": final, "versions": versions}
+    atomic_write(config.out / CARD, card_text(run, config.out.name))
     write_run(config.out, run)
     shutil.rmtree(config.out / CHECKPOINTS)
     return run

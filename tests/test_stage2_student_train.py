@@ -40,7 +40,7 @@ def test_a_run_leaves_a_whole_student_and_its_curve(config: Callable[..., TrainC
     out = settings.out
     assert {path.name for path in out.iterdir()} == {
         "run.json", "metrics.jsonl", "curves.png", "config.json", "generation_config.json", "model.safetensors",
-        "tokenizer.json", "tokenizer_config.json",
+        "tokenizer.json", "tokenizer_config.json", "README.md",
     }  # fmt: skip
     student = AutoModelForCausalLM.from_pretrained(out)
     tokenizer = AutoTokenizer.from_pretrained(out)
