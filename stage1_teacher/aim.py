@@ -56,11 +56,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Trial:
-    """One choice, measured: mean KL in nats at the worst of TEMPERATURES, and bytes a position, basis included."""
+    """One choice, measured: mean KL in nats at the worst of TEMPERATURES, and bytes a position, basis included.
+
+    `fidelity` has the sums of fidelity.SUMS at each of TEMPERATURES.
+    """
 
     projection: Projection
     kl: float
     bytes: float
+    fidelity: list[dict[str, float]]
 
 
 def places_of(windows: Sequence[int]) -> list[list[int]]:
@@ -82,12 +86,12 @@ def measure(spectrum: Spectrum, sample: Sample, directions: int, step: float, en
     for record, places, truth_SV in zip(records, sample.places, sample.truths, strict=True):
         if places:
             add_to(sums, rebuild, as_stored(record, encoding, projection.basis.prior), places, truth_SV)
-    stored = _marginal(records, encoding, projection.basis.prior)
+    stored = marginal_bytes(records, encoding, projection.basis.prior)
     basis = len(to_bytes(projection.basis)) / sample.positions
-    return Trial(projection, max(row["kl"] / row["positions"] for row in sums), stored + basis)
+    return Trial(projection, max(row["kl"] / row["positions"] for row in sums), stored + basis, sums)
 
 
-def _marginal(records: Sequence[CachedWindow], encoding: Encoding, prior: Prior) -> float:
+def marginal_bytes(records: Sequence[CachedWindow], encoding: Encoding, prior: Prior | None) -> float:
     """Bytes a position that a shard grows by: what every file has once is nothing in a whole shard, but much in a sample."""
     half = len(records) // 2
     sizes = [len(shard_bytes(part, encoding, {}, prior)) if part else 0 for part in (records[:half], records)]
@@ -121,8 +125,12 @@ def choose(config: ShapeConfig, spectrum: Spectrum, sample: Sample, encoding: En
 
 def _at(spectrum: Spectrum, sample: Sample, step: float, encoding: Encoding) -> Trial:
     step = float(f"{step:.3g}")
-    directions = int(np.clip((spectrum.spread_D > SPREAD * step).sum(), 1, MOST))
-    return measure(spectrum, sample, directions, step, encoding)
+    return measure(spectrum, sample, directions_for(spectrum, step), step, encoding)
+
+
+def directions_for(spectrum: Spectrum, step: float) -> int:
+    """As many as have something to say in such steps."""
+    return int(np.clip((spectrum.spread_D > SPREAD * step).sum(), 1, MOST))
 
 
 def _good(trial: Trial, config: ShapeConfig) -> bool:
