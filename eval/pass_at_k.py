@@ -61,7 +61,11 @@ def score(counts: Sequence[tuple[int, int]], k: int) -> Score:
         UsageError: a task has fewer than k samples.
     """
     assert counts, "no task has a verdict"
-    per_task = np.array([pass_at_k(samples, passed, k) for samples, passed in counts])
+    return mean_of(np.array([pass_at_k(samples, passed, k) for samples, passed in counts]))
+
+
+def mean_of(per_task: np.ndarray) -> Score:
+    """Mean over tasks; percentile bootstrap of the tasks with a fixed seed, so that paired means resample alike."""
     picks = np.random.default_rng(0).multinomial(len(per_task), np.full(len(per_task), 1 / len(per_task)), RESAMPLES)
     means = picks @ per_task / len(per_task)
     edge = (1 - CONFIDENCE) / 2

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.pass_at_k import CONFIDENCE, RESAMPLES, Score, pass_at_k
+from eval.pass_at_k import Score, mean_of, pass_at_k
 
 RANKED_AT = (1, 2, 10)
 """k of pass@k before and after."""
@@ -81,13 +81,4 @@ def gain_of(rankings: Sequence[Sequence[Group]], passed: Sequence[Sequence[bool]
     after = np.array([ranked_pass_at_k(groups, row, k) for groups, row in zip(rankings, passed, strict=True)])
     chosen = [row[groups[0].samples[0]] for groups, row in zip(rankings, passed, strict=True)]
     share = sum(chosen) / len(chosen) if k == 1 else None
-    return Gain(k, len(passed), _mean(before), _mean(after), _mean(after - before), share)
-
-
-def _mean(per_task: np.ndarray) -> Score:
-    """Mean over tasks; percentile bootstrap of the tasks, fixed seed, so the three means resample alike."""
-    count = len(per_task)
-    picks = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
-    edge = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(picks @ per_task / count, [edge, 1 - edge])
-    return Score(float(per_task.mean()), float(low), float(high))
+    return Gain(k, len(passed), mean_of(before), mean_of(after), mean_of(after - before), share)
