@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from cache.inspect import licence_counts
 from cache.manifest import Fidelity, Manifest
 
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
@@ -63,7 +64,7 @@ def _text(manifest: Manifest, url: str, teacher_licence: str | None) -> list[str
         f"quantised: {plain(teacher.quantisation or 'no')} |",
         f"| teacher's licence | {plain(teacher_licence or 'not known here: see the model page')} |",
         f"| corpus | {corpus_line(manifest.identity.corpus)} |",
-        f"| corpus licences | {corpus_licences(manifest.identity.corpus)} |",
+        f"| corpus licences | {_counted(manifest)} |",
         f"| tokenizer | {manifest.tokenizer.size} tokens, sha256 `{manifest.tokenizer.vocab_sha256[:12]}` |",
         f"| size | {tokens} tokens in {manifest.total('windows')} windows, {manifest.size} bytes, "
         f"{manifest.size / tokens:.1f} bytes a token |",
@@ -108,6 +109,12 @@ def corpus_licences(facts: Mapping[str, Any]) -> str:
         str(value) for name, value in facts.items() if "licen" in name and value and isinstance(value, (str, list))
     ]
     return plain(", ".join(found)) or "not known here: see the corpus"
+
+
+def _counted(manifest: Manifest) -> str:
+    counts = licence_counts(manifest.counts)
+    documents = f"; documents by licence: {plain(', '.join(counts))}" if counts else ""
+    return corpus_licences(manifest.identity.corpus) + documents
 
 
 def plain(text: str) -> str:

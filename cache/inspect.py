@@ -67,7 +67,7 @@ def screen(found: dict[str, Any]) -> str:
         ("tokenizer", f"{found['tokenizer']['size']} tokens {found['tokenizer']['vocab_sha256'][:12]}, "
                       f"model vocabulary {found['vocab_size']}"),
         ("corpus", " ".join(corpus.split())[:160]),
-        ("licences", _licences(found["corpus"])),
+        ("licences", _licences(found["corpus"], counts)),
         ("documents", f"{counts.get('documents', 'not counted')} read, dropped: {dropped or 'none'}"),
         ("windows", f"{found['windows']} of at most {found['window_settings'].get('max_length')} tokens"),
         ("tokens", f"{found['tokens']} ({found['positions']} positions)"),
@@ -88,10 +88,16 @@ def screen(found: dict[str, Any]) -> str:
     )
 
 
-def _licences(corpus: dict[str, Any]) -> str:
-    """What the corpus says of its licences; the teacher's is its model card's business."""
+def _licences(corpus: dict[str, Any], counts: dict[str, int]) -> str:
+    """What the corpus says of its licences, and how many documents name which; the teacher's is its model card's business."""
     named = [f"{name.removesuffix('_name')} {value}" for name, value in corpus.items() if "licen" in name and value]
-    return " ".join(", ".join(named).split())[:160] or "the corpus names none"
+    return " ".join(", ".join([*named, *licence_counts(counts)]).split())[:160] or "the corpus names none"
+
+
+def licence_counts(counts: dict[str, int]) -> list[str]:
+    """'MIT 120' for each licence that documents name, the most frequent first."""
+    found = {name.removeprefix("licence_"): count for name, count in counts.items() if name.startswith("licence_")}
+    return [f"{name} {count}" for name, count in sorted(found.items(), key=lambda item: (-item[1], item[0]))]
 
 
 def _fidelity(report: list[dict[str, Any]], tail: str) -> list[str]:

@@ -152,13 +152,14 @@ def test_the_card_says_what_a_stranger_wants_to_know(cache: Path) -> None:
     manifest = read_manifest(cache)
     teacher = manifest.teacher.model_copy(update={"id": "bigcode/teacher", "revision": "abc"})
     manifest = changed(manifest, teacher=teacher, corpus={"recipe": "mbpp", "licence_name": "CC-BY-4.0"})
+    manifest = manifest.model_copy(update={"counts": {"documents": 9, "licence_MIT": 3, "licence_Apache-2.0": 5}})
     card = card_text(manifest, "hf://datasets/org/name", teacher_licence="openrail")
     header = yaml.safe_load(card.split("---")[1])
     assert header["license"] == "other"
     for fact in (
         "huggingface.co/bigcode/teacher",
         "openrail",
-        "CC-BY-4.0",
+        "CC-BY-4.0; documents by licence: Apache-2.0 5, MIT 3",
         "python -m cache pull hf://datasets/org/name",
         manifest.cache_id,
     ):
