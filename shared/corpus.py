@@ -8,14 +8,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from shared.corpus_config import ROW_FIELDS, CorpusConfig, EmbeddedCorpus, corpus_name, describe_corpus, fill_in
+from shared.care import Dropped, careful
+from shared.corpus_config import (
+    ROW_FIELDS,
+    CorpusConfig,
+    EmbeddedCorpus,
+    SourceConfig,
+    WeightedSource,
+    corpus_name,
+    describe_corpus,
+    fill_in,
+    source_name,
+)
+from shared.document import PYTHON, Document
 from shared.errors import UsageError
+from shared.mixture import interleave
 from shared.recipes import RECIPES, Recipe
 from shared.rows import (
     ROW_SUFFIXES,
@@ -40,37 +53,31 @@ __all__ = [
     "read_rows",
 ]
 
+LANGUAGES = {".py": PYTHON, ".pyi": PYTHON}
 _HALF_PAIR = re.compile("[\ud800-\udfff]")  # JSON can write them, UTF-8 and tokenizers cannot hold them
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One text of a corpus.
-
-    Attributes:
-        id: names it inside its source, e.g. "mbpp/601" or "pkg/module.py".
-        text: prompt and solution.
-        prompt_chars: leading characters of `text` that are prompt; 0 if all is to be taught.
-        source: recipe, data set, file or folder name.
-        licence: the licence(s) the source states, or None.
-    """
-
-    id: str
-    text: str
-    prompt_chars: int
-    source: str
-    licence: str | None
-
-
-def read_documents(config: CorpusConfig, spoilt: Spoilt | None = None) -> Iterator[Document]:
+def read_documents(
+    config: CorpusConfig, spoilt: Spoilt | None = None, dropped: Dropped | None = None
+) -> Iterator[Document]:
     """The corpus, document by document.
 
     Args:
         spoilt: hears of rows and files that cannot be read, which are then left out.
+        dropped: hears of documents that `config.care` leaves out.
     Raises:
         UsageError: on the first step: nothing there, a missing column, no document at all; later: a damaged row or
             file. Each names the place.
     """
+    if config.sources is None:
+        found = _of_source(config, spoilt)
+    else:
+        sources = [(source.weight, _named(source, spoilt)) for source in config.sources]
+        found = islice(interleave(sources, config.seed or 0), config.max_documents)
+    return careful(found, config.care, dropped)
+
+
+def _of_source(config: SourceConfig, spoilt: Spoilt | None) -> Iterator[Document]:
     if config.embedded is not None:
         found = _embedded(config.embedded)
     elif config.recipe is None and config.path is not None and config.path.is_dir() and not _has_columns(config):
@@ -85,7 +92,27 @@ def read_documents(config: CorpusConfig, spoilt: Spoilt | None = None) -> Iterat
     return not_empty(islice(found, config.max_documents), what=f"corpus {corpus_name(config)}", do=do)
 
 
-def _has_columns(config: CorpusConfig) -> bool:
+def _named(source: WeightedSource, spoilt: Spoilt | None) -> Iterator[Document]:
+    """One of several sources: its name in every id; where nothing of it can be read, what is wrong with the first."""
+    name, troubles, empty = source_name(source), list[UsageError](), True
+
+    def hear(error: UsageError) -> None:
+        assert spoilt is not None, "somebody listens"
+        if not troubles:
+            troubles.append(error)
+        spoilt(error)
+
+    try:
+        for document in _of_source(source, spoilt and hear):
+            empty = False
+            yield replace(document, id=f"{name}:{document.id}", source=name)
+    except UsageError:
+        if empty and troubles:
+            raise troubles[0] from None
+        raise
+
+
+def _has_columns(config: SourceConfig) -> bool:
     return any(getattr(config, name) is not None for name in ROW_FIELDS)
 
 
@@ -106,16 +133,17 @@ def _embedded(config: EmbeddedCorpus) -> Iterator[Document]:
         yield Document(made.id, made.prompt + made.solution, len(made.prompt), "embedded", "Apache-2.0")
 
 
-def _source_files(config: CorpusConfig, root: Path, spoilt: Spoilt | None) -> Iterator[Document]:
+def _source_files(config: SourceConfig, root: Path, spoilt: Spoilt | None) -> Iterator[Document]:
     for path in folder_files(root, config.glob or "**/*.py", config.exclude):
         name = path.relative_to(root).as_posix()
         printable = name.encode(errors="replace").decode()  # a file name need not be valid UTF-8, an id must be
         text = unless_spoilt(partial(read_source, path, printable), spoilt)
         if text is not None:
-            yield Document(printable, text, 0, root.name, None)
+            language = config.language or LANGUAGES.get(path.suffix) or path.suffix.removeprefix(".")
+            yield Document(printable, text, 0, root.name, None, language)
 
 
-def read_rows(config: CorpusConfig, recipe: Recipe | None, spoilt: Spoilt | None = None) -> Iterator[Document]:
+def read_rows(config: SourceConfig, recipe: Recipe | None, spoilt: Spoilt | None = None) -> Iterator[Document]:
     """Documents out of rows: a hub data set, a JSONL or Parquet file, or a folder of such files ordered by name."""
     filled = fill_in(config, recipe) if recipe is not None else config
     shape = RowShape(filled, recipe)
@@ -125,7 +153,7 @@ def read_rows(config: CorpusConfig, recipe: Recipe | None, spoilt: Spoilt | None
             yield document
 
 
-def _rows(config: CorpusConfig, columns: tuple[str, ...], spoilt: Spoilt | None) -> Iterator[PlacedRow]:
+def _rows(config: SourceConfig, columns: tuple[str, ...], spoilt: Spoilt | None) -> Iterator[PlacedRow]:
     if config.path is None:
         assert config.dataset is not None, "validated: rows come from a path or a data set"
         yield from hub_rows(
@@ -149,7 +177,7 @@ def _rows(config: CorpusConfig, columns: tuple[str, ...], spoilt: Spoilt | None)
 class RowShape:
     """How a row of one corpus becomes a document; made once, used for every row."""
 
-    def __init__(self, config: CorpusConfig, recipe: Recipe | None) -> None:
+    def __init__(self, config: SourceConfig, recipe: Recipe | None) -> None:
         self.config, self.recipe, self.name = config, recipe, corpus_name(config)
         self.where = config.where or {}
         self.prompt = Template(config.prompt or "", "corpus.prompt")
@@ -166,7 +194,7 @@ class RowShape:
         prompt = self._clean(self.prompt.render(row, place), place)
         solution = self._clean(self._solution(row, place), place)
         named, licence = self._id(row, place, name), self._licence(row, place)
-        return Document(named, prompt + solution, len(prompt), self.name, licence)
+        return Document(named, prompt + solution, len(prompt), self.name, licence, self.config.language or PYTHON)
 
     def _solution(self, row: dict[str, Any], place: str) -> str:
         if self.completion is not None:

@@ -61,6 +61,7 @@ class Decontamination:
 
     Attributes:
         tasks: evaluation tasks compared with.
+        sets: task set (recipe or file name) -> its tasks.
         documents: documents looked at.
         dropped: documents dropped.
         by_task: task id -> documents dropped because of it (the first task that matches counts).
@@ -68,6 +69,7 @@ class Decontamination:
     """
 
     tasks: int = 0
+    sets: Counter[str] = field(default_factory=Counter)
     documents: int = 0
     dropped: int = 0
     by_task: Counter[str] = field(default_factory=Counter)
@@ -79,6 +81,19 @@ class Decontamination:
         self.by_task[task] += 1
         if len(self.examples) < EXAMPLES:
             self.examples.append((document, task))
+
+    @property
+    def by_set(self) -> dict[str, int]:
+        """Task set -> documents dropped because of its tasks; 0 for a set that was compared and found nowhere."""
+        found = dict.fromkeys(self.sets, 0)
+        for task, count in self.by_task.items():
+            found[set_of(task)] += count
+        return found
+
+
+def set_of(task: str) -> str:
+    """The task set of a task id: "humaneval" of "humaneval/HumanEval/0"."""
+    return task.split("/", 1)[0]
 
 
 def evaluation_texts(config: DecontaminationConfig) -> Iterator[tuple[str, list[str]]]:
@@ -126,10 +141,11 @@ class TaskIndex:
     """
 
     def __init__(self, tasks: Iterable[tuple[str, list[str]]], ngram: int) -> None:
-        self.tasks = 0
+        self.tasks, self.sets = 0, Counter[str]()
         self._grams: dict[int, dict[str, str]] = {}  # length in words -> n-gram -> the first task that has it
         for task, texts in tasks:
             self.tasks += 1
+            self.sets[set_of(task)] += 1
             for text in texts:
                 words = _words(text)
                 self._add(task, words, min(ngram, len(words)))
@@ -159,7 +175,7 @@ def _grams(words: list[str], length: int) -> Iterator[str]:
 
 def drop_contaminated(documents: Iterable[Document], index: TaskIndex, result: Decontamination) -> Iterator[Document]:
     """The documents that share no n-gram with a task; `result` counts as they pass."""
-    result.tasks = index.tasks
+    result.tasks, result.sets = index.tasks, index.sets
     for document in documents:
         result.documents += 1
         task = index.match(document.text)

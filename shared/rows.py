@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from shared.errors import UsageError
 from shared.files import json_object
+from shared.hub import steady_rows
+from shared.retry import http_error
 from shared.template import require_column
 
 if TYPE_CHECKING:
@@ -116,20 +118,22 @@ def _batched_rows(file: ParquetFile, name: str, columns: Sequence[str]) -> Itera
 def hub_rows(
     dataset: str, *, config: str | None, split: str, revision: str | None, data_dir: str | None, streaming: bool
 ) -> Iterator[PlacedRow]:
-    """Rows of a hub data set in its own order; streamed ones never touch the disk.
+    """Rows of a hub data set in its own order; streamed ones never touch the disk, and outlast the hub's bad hours.
 
     Raises:
         UsageError: no hub, no such set, config or split, or terms not accepted; says to use corpus.path instead.
     """
     import datasets
-    from huggingface_hub.errors import HfHubHTTPError
 
     local = "download it and give the file as corpus.path"
-    try:
-        rows = datasets.load_dataset(
+
+    def open_rows() -> Any:
+        return datasets.load_dataset(
             dataset, name=config, split=split, revision=revision, data_dir=data_dir, streaming=streaming
         )
-        for number, row in enumerate(rows, 1):
+
+    try:
+        for number, row in enumerate(steady_rows(open_rows, f"dataset {dataset}"), 1):
             yield f"{dataset} row {number}", f"{dataset}:{number}", dict(row)
     except datasets.exceptions.DatasetNotFoundError as error:
         do = f"check the name, accept its terms on the hub and run `hf auth login`, or {local}"
@@ -137,7 +141,7 @@ def hub_rows(
     except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
         do = f"correct corpus.config, corpus.split or corpus.data_dir, or {local}"
         raise UsageError(f"dataset {dataset}", expected="readable rows", got=str(error), do=do) from None
-    except (OSError, HfHubHTTPError) as error:
+    except (OSError, http_error()) as error:
         raise UsageError(
             f"dataset {dataset}", expected="a hub that answers", got=str(error), do=f"try again, or {local}"
         ) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 from pathlib import Path
@@ -77,6 +78,7 @@ def load_tokenizer(ref: str, revision: str | None = None) -> PreTrainedTokenizer
         UsageError: no such tokenizer, or only a slow one (without tokenizer.json there are no offsets).
     """
     from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     local = Path(ref).is_dir()
     if Path(ref).is_absolute():
@@ -86,14 +88,59 @@ def load_tokenizer(ref: str, revision: str | None = None) -> PreTrainedTokenizer
             ref, revision=revision, use_fast=True, trust_remote_code=False, local_files_only=local
         )
     except Exception as error:  # noqa: BLE001 (tokenizers raises a plain Exception for a damaged tokenizer.json)
-        do = "repair the directory" if local else "check the name, or give a local directory"
-        raise UsageError(
-            f"tokenizer {ref}", expected="one that transformers opens", got=f"{type(error).__name__}: {error}", do=do
-        ) from None
+        got, do = (f"{type(error).__name__}: {error}", "repair the directory") if local else why_not_opened(error)
+        raise UsageError(f"tokenizer {ref}", expected="one that transformers opens", got=got, do=do) from None
     if not tokenizer.is_fast:
         do = "save it once with tokenizers support so that it has a tokenizer.json"
         raise UsageError(f"tokenizer {ref}", expected="a fast tokenizer", got=type(tokenizer).__name__, do=do)
+    _add_promised_bos(tokenizer, get_tokenizer_config(ref, revision=revision, local_files_only=local))
     return tokenizer
+
+
+def _add_promised_bos(tokenizer: PreTrainedTokenizerBase, config: dict[str, Any]) -> None:
+    """Let the tokenizer add the BOS that its tokenizer_config.json asks for (`add_bos_token`).
+
+    transformers 4 did; transformers 5 leaves it out where tokenizer.json itself adds none, as DeepSeek's do not, and the
+    model then reads every text as it never did in its training.
+    """
+    from tokenizers.processors import Sequence, TemplateProcessing
+
+    token, index = tokenizer.bos_token, tokenizer.bos_token_id
+    if config.get("add_bos_token") is not True or token is None or front_of(tokenizer).size:
+        return
+    backend = tokenizer.backend_tokenizer
+    adding = TemplateProcessing(
+        single=f"{token} $A", pair=f"{token} $A {token}:1 $B:1", special_tokens=[(token, index)]
+    )
+    before = backend.post_processor
+    backend.post_processor = adding if before is None else Sequence([before, adding])
+
+
+def front_of(tokenizer: PreTrainedTokenizerBase) -> Tokens:
+    """Ids that the tokenizer puts before every text, int32: its BOS, or nothing."""
+    encoded = _encode(tokenizer, "a")
+    front = itertools.takewhile(
+        lambda pair: pair[1] is None, zip(encoded["input_ids"], encoded.sequence_ids(0), strict=True)
+    )
+    return np.asarray([index for index, _ in front], dtype=np.int32)
+
+
+def why_not_opened(error: BaseException) -> tuple[str, str]:
+    """(What the hub said, what to do) of a failed attempt to open something by its hub id."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    causes, cause = [error], error.__cause__ or error.__context__
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    if any(isinstance(one, GatedRepoError) for one in causes):
+        login = "accept its terms on its hub page, then log in: `hf auth login`, or set HF_TOKEN"
+        return "a gated one, and no token of somebody who was let in", login
+    if any(isinstance(one, RevisionNotFoundError) for one in causes):
+        return "no such revision", "check the revision: a branch, a tag or a full commit"
+    if any(isinstance(one, RepositoryNotFoundError) for one in causes):
+        return "no such repository, or a private one", "check the name; for a private one log in with `hf auth login`"
+    return f"{type(error).__name__}: {error}", "check the name and the network, or give a local directory as ./name"
 
 
 def _require_tokenizer_files(directory: Path) -> None:

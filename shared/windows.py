@@ -8,7 +8,6 @@ Legend: n tokens of one window.
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -28,12 +27,16 @@ from shared.decontaminate import (
 )
 from shared.errors import UsageError
 from shared.rows import Spoilt
-from shared.tokenizer import Tokens, encode_document
+from shared.seen import SeenIds
+from shared.tokenizer import Tokens, encode_document, front_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NAMED = 20  # unreadable documents whose trouble is kept
+EXAMPLES = 5  # documents left out with care that are kept by name, by reason
+LICENCES = 64  # that are counted by name; what comes after so many different ones is counted as OTHER
+OTHER = "other"
 LongDocuments = Literal["refuse", "split", "drop"]
 
 
@@ -68,11 +71,16 @@ class Window:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedDocument:
-    """A document as tokens: int32 [n], BOS and EOS included where they belong."""
+    """A document as tokens: int32 [n], BOS and EOS included where they belong.
+
+    Attributes:
+        front: leading tokens that stand before every text of this tokenizer: BOS, or nothing.
+    """
 
     id: str
     tokens: Tokens
     prompt_tokens: int
+    front: Tokens = field(default_factory=lambda: np.empty(0, np.int32))
 
 
 @dataclass
@@ -84,10 +92,13 @@ class WindowCounts:
         windows: windows handed on.
         tokens: tokens in them.
         longest: tokens of the longest document.
-        dropped: reason -> count: `contaminated`, `too_long`, `too_short` (no text, or fewer than 2 tokens), `unreadable`
-            count documents; `duplicate_window` counts windows.
+        dropped: reason -> count: `licence`, `duplicate`, `syntax`, `near_duplicate` (shared/care.py), `contaminated`,
+            `too_long`, `too_short` (no text, or fewer than 2 tokens), `unreadable` count documents; `duplicate_window`
+            counts windows.
         unreadable: what is wrong with the first NAMED of those.
-        licences: licence as the source states it ("" if it states none) -> documents read.
+        examples: reason of shared/care.py -> the first EXAMPLES documents and why, in words.
+        licences: licence as the source states it ("" if it states none) -> documents read; at most LICENCES and OTHER.
+        sources: source -> documents read.
         decontamination: what was compared and which documents went; None if nothing was compared.
     """
 
@@ -97,8 +108,24 @@ class WindowCounts:
     longest: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     unreadable: list[UsageError] = field(default_factory=list)
+    examples: dict[str, list[str]] = field(default_factory=dict)
     licences: Counter[str] = field(default_factory=Counter)
+    sources: Counter[str] = field(default_factory=Counter)
     decontamination: Decontamination | None = None
+
+    def read(self, document: Document) -> None:
+        """Count one document, whatever becomes of it."""
+        self.documents += 1
+        self.sources[document.source] += 1
+        licence = document.licence or ""
+        self.licences[licence if licence in self.licences or len(self.licences) < LICENCES else OTHER] += 1
+
+    def drop(self, document: Document, reason: str, why: str) -> None:
+        """Count one document that was read and left out."""
+        self.read(document)
+        self.dropped[reason] += 1
+        if len(examples := self.examples.setdefault(reason, [])) < EXAMPLES:
+            examples.append(f"{document.id} ({why})")
 
 
 def window_id(tokens: Tokens, prompt_tokens: int) -> str:
@@ -114,7 +141,8 @@ def cut_windows(
 ) -> Iterator[Window]:
     """Cut documents into windows; a window whose id came before is dropped and counted.
 
-    Split windows overlap by exactly one token, so that every token after a document's first is a target exactly once.
+    Split windows overlap by exactly one token, so that every token after a document's first is a target exactly once. A
+    model trained with BOS never saw a text without it, so there every window begins with BOS, in place of that token.
     Args:
         documents: in corpus order.
         max_length: tokens a window may have, >= 2.
@@ -153,57 +181,30 @@ def _windows_of(
             got=str(length),
             do="raise max_length, or set long_documents to split or drop",
         )
-    for start in range(0, length - 1, max_length - 1):
-        tokens = document.tokens[start : start + max_length]
-        prompt_tokens = min(max(document.prompt_tokens - start, 0), len(tokens))
+    for tokens, prompt_tokens in _pieces(document, max_length):
         yield Window(window_id(tokens, prompt_tokens), tokens, prompt_tokens, document.id)
 
 
-class SeenIds:
-    """A set of 64-bit numbers at 12-24 bytes each (open addressing in one array); a Python set takes about 70.
-
-    Two different windows share an id with probability 3e-6 among ten million (birthday bound, 64 bits).
-    """
-
-    def __init__(self) -> None:
-        self._slots, self._used = array("Q", bytes(8 * 1024)), 0
-
-    def add(self, value: int) -> bool:
-        """Add `value`; False if it was there."""
-        if 3 * self._used >= 2 * len(self._slots):
-            self._grow()
-        slot = self._find(value or 1)  # 0 marks a free slot
-        if self._slots[slot]:
-            return False
-        self._slots[slot] = value or 1
-        self._used += 1
-        return True
-
-    def _find(self, value: int) -> int:
-        mask = len(self._slots) - 1
-        slot = value & mask
-        while self._slots[slot] not in (0, value):
-            slot = (slot + 1) & mask
-        return slot
-
-    def _grow(self) -> None:
-        old = self._slots
-        self._slots = array("Q", bytes(8 * 2 * len(old)))
-        for value in old:
-            if value:
-                self._slots[self._find(value)] = value
+def _pieces(document: EncodedDocument, max_length: int) -> Iterator[tuple[Tokens, int]]:
+    """(Tokens, prompt tokens) of each window of a document."""
+    front, body = document.front, document.tokens[len(document.front) :]
+    overlap = 0 if front.size else 1
+    for start in range(0, len(body) - overlap, max_length - len(front) - overlap):
+        piece = np.concatenate([front, body[start : start + max_length - len(front)]])
+        yield piece, min(max(document.prompt_tokens - start, 0), len(piece))
 
 
 def encode_documents(
     documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, counts: WindowCounts
 ) -> Iterator[EncodedDocument]:
     """Documents as tokens; one without text is dropped and counted, since it would teach nothing but to stop."""
+    front = front_of(tokenizer)
     for document in documents:
         if not document.text.strip():
             counts.dropped["too_short"] += 1
             continue
         tokens, prompt_tokens = encode_document(tokenizer, document.text, document.prompt_chars)
-        yield EncodedDocument(document.id, tokens, prompt_tokens)
+        yield EncodedDocument(document.id, tokens, prompt_tokens, front)
 
 
 def read_windows(
@@ -221,7 +222,7 @@ def read_windows(
             NAMED, is unreadable, what is wrong with the first.
     """
     counts = WindowCounts()
-    documents = _counted(read_documents(corpus, _drop_into(counts) if skip_unreadable else None), counts)
+    documents = _counted(read_documents(corpus, _drop_into(counts) if skip_unreadable else None, counts.drop), counts)
     if config.decontaminate is not None:
         index = TaskIndex(evaluation_texts(config.decontaminate), config.decontaminate.ngram)
         counts.decontamination = Decontamination()
@@ -245,8 +246,7 @@ def _drop_into(counts: WindowCounts) -> Spoilt:
 def _counted(documents: Iterable[Document], counts: WindowCounts) -> Iterator[Document]:
     try:
         for document in documents:
-            counts.documents += 1
-            counts.licences[document.licence or ""] += 1
+            counts.read(document)
             yield document
     except UsageError:
         if counts.unreadable and counts.documents == counts.dropped["unreadable"]:

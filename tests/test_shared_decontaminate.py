@@ -154,3 +154,19 @@ def test_real_tasks_find_themselves(shared_data: Path) -> None:
     result = Decontamination()
     assert len(list(drop_contaminated(train, index, result))) == 374
     assert result.dropped == 0
+
+
+def test_counts_by_task_set_name_the_sets_that_were_found_nowhere(tmp_path: Path) -> None:
+    first = write_tasks(
+        tmp_path / "a.jsonl", [{"task_id": n, "text": " ".join(WORDS[20 * n :][:20]), "code": "c"} for n in (0, 1)]
+    )
+    other = write_tasks(
+        tmp_path / "b.jsonl", [{"task_id": "H/0", "prompt": " ".join(WORDS[60:80]), "canonical_solution": "s"}]
+    )
+    against = DecontaminationConfig.model_validate({"against": [{"path": first}, {"path": other}]})
+    index, result = TaskIndex(evaluation_texts(against), against.ngram), Decontamination()
+    texts = [" ".join(WORDS[0:20]), " ".join(WORDS[21:36]), " ".join(WORDS[2:17]), "clean"]
+    assert len(list(drop_contaminated(map(document, texts), index, result))) == 1
+    assert result.by_task == {"a.jsonl/0": 2, "a.jsonl/1": 1}
+    assert result.by_set == {"a.jsonl": 3, "b.jsonl": 0}
+    assert result.sets == {"a.jsonl": 2, "b.jsonl": 1}

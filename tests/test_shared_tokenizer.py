@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
@@ -17,11 +20,14 @@ from shared.tokenizer import (
     check_model_vocabulary,
     encode_document,
     fingerprint,
+    front_of,
     load_tokenizer,
     require_same,
+    why_not_opened,
 )
 
 END = "<|endoftext|>"
+REFUSED = httpx.Response(403, request=httpx.Request("GET", "http://hub.test/x"))
 TRAINING_TEXT = [
     "def add(a, b):\n    return a + b\n",
     "for i in range(10):\n    print(i)\n",
@@ -71,6 +77,58 @@ def test_llama_gets_exactly_one_bos_and_one_eos(add_eos_token: bool) -> None:
         spelled = encode_document(tokenizer, text, 0)[0].tolist()
         assert (spelled.count(1), spelled.count(2)) == (1, 1)
         assert (spelled[0], spelled[-1]) == (1, 2)
+
+
+@pytest.mark.parametrize("kind", ["LlamaTokenizerFast", "PreTrainedTokenizerFast"])
+def test_a_bos_that_only_the_config_asks_for_is_added_once(tmp_path: Path, kind: str) -> None:
+    """As DeepSeek-Coder's files are: a byte-level tokenizer.json that adds nothing, and `add_bos_token`."""
+    plain = small_tokenizer(bos_token="<|begin|>", eos_token=END)
+    plain.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    asked = json.loads(path.read_text()) | {"add_bos_token": True, "tokenizer_class": kind}
+    path.write_text(json.dumps(asked))
+    tokenizer = load_tokenizer(str(tmp_path))
+    bos = tokenizer.bos_token_id
+    assert front_of(tokenizer).tolist() == [bos] == tokenizer("")["input_ids"]
+    ids, prompt_tokens = encode_document(tokenizer, "add(a)", 3)
+    assert ids.tolist() == [bos, *encode_document(plain, "add(a)", 0)[0].tolist()]
+    assert prompt_tokens == 1 + encode_document(plain, "add(a)", 3)[1]
+    assert encode_document(tokenizer, "<|begin|>add(a)", 0)[0].tolist().count(bos) == 1
+    tokenizer.save_pretrained(tmp_path / "again")
+    again = load_tokenizer(str(tmp_path / "again"))
+    assert fingerprint(again) == fingerprint(tokenizer) != fingerprint(plain)
+    assert encode_document(again, "add(a)", 0)[0].tolist() == ids.tolist()
+
+
+def test_what_stands_before_every_text() -> None:
+    assert front_of(llama_tokenizer(add_bos_token=True)).tolist() == [1]
+    for tokenizer in (llama_tokenizer(), small_tokenizer(), small_tokenizer(bos_token=END, eos_token=END)):
+        assert front_of(tokenizer).size == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "got", "do"),
+    [
+        (
+            GatedRepoError,
+            "a gated one",
+            "accept its terms on its hub page, then log in: `hf auth login`, or set HF_TOKEN",
+        ),
+        (RepositoryNotFoundError, "no such repository", "for a private one log in with `hf auth login`"),
+        (RevisionNotFoundError, "no such revision", "a branch, a tag or a full commit"),
+        (ConnectionError, "OSError: we could not connect", "check the name and the network, or give a local directory"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_in_plain_words(kind: Any, got: str, do: str) -> None:
+    try:
+        try:
+            raise kind("403", response=REFUSED) if kind is not ConnectionError else kind("refused")
+        except (OSError, ValueError) as cause:
+            raise OSError("we could not connect\nto the hub") from cause
+    except OSError as error:
+        said = why_not_opened(error)
+    assert got in said[0]
+    assert do in said[1]
 
 
 def test_an_added_sep_is_replaced_by_eos() -> None:
@@ -208,7 +266,8 @@ def test_directories_without_a_tokenizer(tmp_path: Path) -> None:
 
 def test_an_unknown_hub_name_is_one_line() -> None:
     with pytest.raises(
-        UsageError, match=r"^tokenizer nobody/nothing: expected one that transformers opens, got .*directory$"
+        UsageError,
+        match=r"^tokenizer nobody/nothing: expected one that transformers opens, got .*directory as \./name$",
     ):
         load_tokenizer("nobody/nothing")
 

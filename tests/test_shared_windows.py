@@ -76,6 +76,25 @@ def test_split_makes_every_token_after_the_first_a_target_exactly_once() -> None
         assert counts.tokens == sum(len(window.tokens) for window in windows) == length + len(windows) - 1
 
 
+def test_with_bos_every_window_begins_with_it_and_every_token_is_a_target_exactly_once() -> None:
+    rng, bos = random.Random(3), 49152
+    for _ in range(300):
+        length, max_length = rng.randrange(2, 200), rng.randrange(3, 40)
+        prompt = rng.randrange(length + 1)
+        tokens = [bos, *(rng.randrange(49152) for _ in range(length - 1))]
+        document = EncodedDocument("d", np.asarray(tokens, np.int32), prompt, np.asarray([bos], np.int32))
+        windows, counts = cut([document], max_length, "split")
+        if counts.dropped:
+            continue  # a repeat by chance
+        assert [int(token) for window in windows for token in window.tokens[1:]] == tokens[1:]
+        assert all(window.tokens[0] == bos and 2 <= len(window.tokens) <= max_length for window in windows)
+        taught = [
+            int(t) for window in windows for i, t in enumerate(window.tokens) if i > 0 and i >= window.prompt_tokens
+        ]
+        assert taught == tokens[max(prompt, 1) :]
+        assert windows[0].id == window_id(np.asarray(tokens[:max_length], np.int32), min(prompt, max_length))
+
+
 def test_what_fits_is_one_window() -> None:
     for long in ("refuse", "split", "drop"):
         windows, counts = cut([encoded([5, 6, 7], 1)], 3, long)
