@@ -7,11 +7,19 @@ from pathlib import Path
 from eval.config import EvalConfig
 from shared.config import schema_text
 from stage1_teacher.config import CaptureConfig
+from stage1_teacher.generate_config import GenerateConfig
+from stage1_teacher.select_config import SelectConfig
 from stage2_student.config import TrainConfig
 
 FOLDER = Path(__file__).resolve().parent / "schemas"
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    for name, model in {"capture": CaptureConfig, "train": TrainConfig, "eval": EvalConfig}.items():
+    for name, model in {
+        "capture": CaptureConfig,
+        "generate": GenerateConfig,
+        "select": SelectConfig,
+        "train": TrainConfig,
+        "eval": EvalConfig,
+    }.items():
         (FOLDER / f"{name}.json").write_text(schema_text(model), encoding="utf-8")

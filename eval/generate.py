@@ -1,15 +1,13 @@
-"""Completions of tasks: batched sampling that gives every sample its own randomness.
+"""Completions of tasks: batched sampling that gives every sample its own randomness (shared/sampling.py).
 
-A sample is drawn by one uniform number a token (inverse of the cumulative distribution), and those numbers depend on
-(seed, task set, task, index) alone. So a sample does not depend on its neighbours in the batch, on what was generated
-before a crash, or on the model, which pairs the models' samples and makes their differences less noisy.
-NOT for judging. Letters in names: B sequences of a batch, L prompt tokens with padding, T new tokens, V vocabulary,
-K tokens looked at, n tokens of one prompt.
+A sample's uniform numbers depend on (seed, task set, task, index) alone, so it does not depend on its neighbours in the
+batch, on what was generated before a crash, or on the model, which pairs the models' samples and makes their differences
+less noisy. NOT for judging. Letters in names: B sequences of a batch, L prompt tokens with padding, T new tokens,
+V vocabulary, n tokens of one prompt.
 """
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,18 +17,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from eval.config import EvalConfig
 from eval.models import LoadedModel
 from eval.prompts import Preset
 from shared.errors import RunError, UsageError
+from shared.sampling import (
+    Choose,
+    RequireNumbers,
+    StopWords,
+    draws_of,
+    is_out_of_memory,
+    left_padded,
+    text_of_new,
+)
 from shared.tasks import Task
 from shared.tokenizer import encode_document
 
@@ -115,7 +116,7 @@ class Generator:
         try:
             answers = self._generate(batch)
         except RuntimeError as error:  # on a GPU OutOfMemoryError, which is one
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             answers = None  # leave the handler first: its traceback keeps the tensors of the failed try alive
         if answers is None:
@@ -143,9 +144,9 @@ class Generator:
     @torch.inference_mode()
     def _generate(self, batch: Sequence[Request]) -> list[tuple[list[int], list[float]]]:
         """New tokens of each request, and the log-probability that the model gave each of them at temperature 1."""
-        prompt_ids_BL, mask_BL = self._pad(batch)
+        prompt_ids_BL, mask_BL = left_padded([each.prompt_ids for each in batch], self.pad_id, self.loaded.device)
         length = prompt_ids_BL.shape[1]
-        remember = Remember()
+        remember, words = Remember(), [self.preset.stop_words] * len(batch)
         settings = GenerationConfig(
             max_new_tokens=batch[0].room,
             do_sample=False,  # the sampler below has already chosen when the largest logit is taken
@@ -157,30 +158,20 @@ class Generator:
             attention_mask=mask_BL,
             generation_config=settings,
             logits_processor=self._sampler(batch, length, remember),
-            stopping_criteria=StoppingCriteriaList([StopWords(self.loaded.tokenizer, self.preset, length)]),
+            stopping_criteria=StoppingCriteriaList([StopWords(self.loaded.tokenizer, words, length)]),
         )
         logprobs_BT = remember.of(ids_BT[:, -1])
         return list(zip(ids_BT[:, length:].tolist(), logprobs_BT.tolist(), strict=True))
-
-    def _pad(self, batch: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Left padding, so that every row's next token stands in the last column: int64 [B, L] ids and mask."""
-        length = max(len(request.prompt_ids) for request in batch)
-        ids = [[self.pad_id] * (length - len(request.prompt_ids)) + list(request.prompt_ids) for request in batch]
-        mask = [[0] * (length - len(request.prompt_ids)) + [1] * len(request.prompt_ids) for request in batch]
-        device = self.loaded.device
-        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
     def _sampler(self, batch: Sequence[Request], length: int, remember: Remember) -> LogitsProcessorList:
         steps: list[LogitsProcessor] = [RequireNumbers(self.loaded.name), remember]
         if self.config.temperature > 0:
             draws_BT = np.stack([self._draws(request) for request in batch])
-            steps.append(Choose(draws_BT, length, self.config, self.loaded.device))
+            steps.append(Choose(draws_BT, length, self.config.temperature, self.config.top_p, self.loaded.device))
         return LogitsProcessorList(steps)
 
     def _draws(self, request: Request) -> NDArray[np.float32]:
-        name = f"{self.config.seed}/{self.task_set}/{request.task_id}/{request.index}"
-        key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "big")
-        return np.random.Generator(np.random.Philox(key=key)).random(request.room, dtype=np.float32)
+        return draws_of(f"{self.config.seed}/{self.task_set}/{request.task_id}/{request.index}", request.room)
 
     def _trim(self, new_ids: list[int], room: int) -> tuple[list[int], str]:
         """The tokens before the end of text, and how they ended as far as tokens tell."""
@@ -188,7 +179,7 @@ class Generator:
         return new_ids[:place], "length" if place == room else "end"
 
     def _row(self, request: Request, new_ids: list[int], finish: str, logprobs: Sequence[float] = ()) -> dict[str, Any]:
-        text = self._new_text(request.prompt_ids, new_ids)
+        text = text_of_new(self.loaded.tokenizer, request.prompt_ids, new_ids)
         completion = self.preset.cut(text)
         return {
             "model": self.loaded.name,
@@ -204,32 +195,6 @@ class Generator:
             "settings": self._settings,
             "weights": self.loaded.files.identity[:16],
         }
-
-    def _new_text(self, prompt_ids: tuple[int, ...], new_ids: list[int]) -> str:
-        """What the new tokens add to the prompt's text; decoded with it, since some tokenizers eat a leading space."""
-        whole, prompt = (
-            self.loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            for ids in ([*prompt_ids, *new_ids], list(prompt_ids))
-        )
-        return str(whole[len(prompt) :])
-
-
-class RequireNumbers(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed here
-    """Stops a model whose training diverged, which would otherwise answer something and score 0."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Logits [B, V], unchanged.
-
-        Raises:
-            RunError: one of them is not a number.
-        """
-        if bool(scores.isnan().any()):
-            do = "train it again, or take an earlier checkpoint"
-            raise RunError(f"model '{self.name}'", expected="logits that are numbers", got="NaN", do=do)
-        return scores
 
 
 class Remember(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed here
@@ -253,70 +218,6 @@ class Remember(LogitsProcessor):  # type: ignore[misc]  # transformers is not ty
     def _settle(self, tokens_B: torch.Tensor) -> None:
         if self._last_BV is not None:
             self._chosen.append(self._last_BV.gather(1, tokens_B[:, None])[:, 0])
-
-
-class Choose(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed here
-    """Draws each row's token with that row's own uniform number, and leaves no other token possible."""
-
-    def __init__(self, draws_BT: NDArray[np.float32], length: int, config: EvalConfig, device: torch.device) -> None:
-        self.draws_BT, self.length = torch.from_numpy(draws_BT).to(device), length
-        self.temperature, self.top_p = config.temperature, config.top_p
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Logits [B, V] in; 0 at the drawn token and -inf elsewhere out."""
-        probabilities_BV = torch.softmax(scores.float() / self.temperature, dim=-1)
-        tokens_B = draw_tokens(probabilities_BV, self.draws_BT[:, input_ids.shape[1] - self.length], self.top_p)
-        return torch.full_like(scores, -torch.inf).scatter(1, tokens_B[:, None], 0.0)
-
-
-def draw_tokens(probabilities_BV: torch.Tensor, draws_B: torch.Tensor, top_p: float, most: int = 64) -> torch.Tensor:
-    """int64 [B]: a token a row from the nucleus, the fewest most likely tokens with mass top_p (Holtzman et al. 2020).
-
-    Looks at the `most` likeliest tokens first and again at 16 times as many for the rows whose nucleus is wider: sorting
-    32 x 49,152 numbers takes 154 ms on a CPU core, finding the first 64 a few. A row's result depends on that row alone.
-
-    Args:
-        draws_B: float32, uniform in [0, 1).
-    """
-    if top_p == 1:
-        cumulative_BV = probabilities_BV.cumsum(dim=-1)  # the whole vocabulary, in any order
-        return _place(cumulative_BV, cumulative_BV[:, -1:], draws_B)[:, 0]
-    most = min(most, probabilities_BV.shape[1])
-    top_BK, ids_BK = probabilities_BV.topk(most, dim=-1)
-    cumulative_BK = top_BK.cumsum(dim=-1)
-    last_B1 = torch.searchsorted(cumulative_BK, torch.full_like(cumulative_BK[:, :1], top_p)).clamp(max=most - 1)
-    places_B1 = _place(cumulative_BK, cumulative_BK.gather(1, last_B1), draws_B)
-    tokens_B = ids_BK.gather(1, places_B1)[:, 0]
-    wide_B = cumulative_BK[:, -1] < top_p
-    if most < probabilities_BV.shape[1] and bool(wide_B.any()):
-        tokens_B[wide_B] = draw_tokens(probabilities_BV[wide_B], draws_B[wide_B], top_p, most * 16)
-    return tokens_B
-
-
-def _place(cumulative_BK: torch.Tensor, mass_B1: torch.Tensor, draws_B: torch.Tensor) -> torch.Tensor:
-    """int64 [B, 1]: first place whose cumulative probability exceeds draw * mass; never one of no probability."""
-    below_B1 = torch.nextafter(mass_B1, torch.zeros_like(mass_B1))  # draw * mass may round up to the mass itself
-    return torch.searchsorted(cumulative_BK, torch.minimum(draws_B[:, None] * mass_B1, below_B1), right=True)
-
-
-class StopWords(StoppingCriteria):  # type: ignore[misc]  # transformers is not typed here
-    """Ends a row once a stop word shows up in its last tokens; the text itself is cut after decoding, by Preset.cut."""
-
-    def __init__(self, tokenizer: Any, preset: Preset, length: int) -> None:
-        self.tokenizer, self.words, self.length = tokenizer, preset.stop_words, length
-        self.window = max(map(len, preset.stop_words)) + 1  # tokens: a word of n letters touches at most n of them
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        """bool [B]: rows that are done."""
-        recent = input_ids[:, max(self.length, input_ids.shape[1] - self.window) :].tolist()
-        texts = self.tokenizer.batch_decode(recent, clean_up_tokenization_spaces=False)
-        done = [any(word in text for word in self.words) for text in texts]
-        return torch.tensor(done, device=input_ids.device)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """A GPU's allocator has a class for it, a CPU's only a sentence."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def pending(batches: Sequence[Sequence[Request]], done: set[tuple[str, int]]) -> Iterator[Sequence[Request]]:

@@ -13,11 +13,12 @@ from tiny_model import save_tiny_model
 from transformers import GenerationConfig, TopPLogitsWarper
 
 from eval.config import EvalConfig, ModelSpec, TaskSpec
-from eval.generate import Generator, draw_tokens, pending, plan, split_prompts
+from eval.generate import Generator, pending, plan, split_prompts
 from eval.judge import judge
 from eval.models import LoadedModel, load, locate
 from eval.prompts import PRESETS, Preset
 from shared.errors import RunError, UsageError
+from shared.sampling import draw_tokens
 from shared.tasks import Task, load_tasks
 
 AS_IS = PRESETS["as-is"]

@@ -10,7 +10,7 @@ import torch
 
 from cache.manifest import Selection
 from cache.tail import NODES
-from stage1_teacher.selection import HeadChunk, Record, top_k
+from stage1_teacher.selection import HeadChunk, Record, summed_powers, tail_mass, top_k
 
 VOCAB = 1000  # not a whole number of blocks
 
@@ -83,3 +83,31 @@ def test_block_search_finds_the_same_largest_values(k: int) -> None:
     found, columns = top_k(values_CV, k)
     assert torch.equal(found, values_CV.topk(k).values)
     assert torch.equal(values_CV.gather(1, columns), found)
+
+
+@pytest.mark.parametrize("spread", [0.3, 12.0])
+def test_what_a_gpu_compiles_computes_the_same(spread: float) -> None:
+    logits_CV = logits_of(7, spread, rows=5)
+    logits_CV[:, 3] = -torch.inf
+    logits_CV[4] = -torch.inf  # a head that holds the vocabulary
+    before_CV = logits_CV.clone()
+    plain_CN = summed_powers(logits_CV)
+    assert torch.equal(logits_CV, before_CV)
+    truth_CN = torch.stack([(beta * logits_CV.double()).logsumexp(1) for beta in NODES], dim=1)
+    torch.testing.assert_close(plain_CN.double(), truth_CN, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(tail_mass(logits_CV), plain_CN, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("vocab", [VOCAB, 64 * 15])
+def test_logits_that_bring_their_own_memory_are_kept_alike(vocab: int) -> None:
+    """As on a GPU, where a multiplication into float32 has no `out`."""
+    logits_CV, gold_C, selection = logits_of(8, 3.0)[:, :vocab].contiguous(), torch.arange(7), Selection(k=8, top_p=0.9)
+    chunks = [HeadChunk(vocab, torch.device("cpu")) for _ in range(2)]
+    chunks[1]._kept_CV = None
+    records = []
+    for chunk in chunks:
+        seen_CV = chunk.logits(lambda out_CV: logits_CV.clone() if out_CV is None else out_CV.copy_(logits_CV), 7)
+        assert torch.equal(seen_CV, logits_CV)
+        records.append(chunk.select(gold_C, selection))
+    for ours, theirs in zip(*(record.columns() for record in records), strict=True):
+        assert torch.equal(ours, theirs)
