@@ -4,7 +4,8 @@
     python benchmarks/cache_reading.py --cache DIR        a real one
 
 Reads through `open_cache(DIR)[i]`, so checksums, range checks and dequantisation are in the figure. Seconds are CPU seconds
-of the one thread, best of five passes with the file in the page cache: what is measured is decoding, not the disk. Not for
+of the one thread, best of five passes with the file in the page cache: what is measured is decoding, not the disk. Beside
+them stands what reading, checking and decompressing the same bytes cost alone. Not for
 training speed (benchmarks/stage2_step.py).
 """
 
@@ -12,39 +13,39 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
+import zstandard
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cache.encoding import Encoding, fields
+from cache.encoding import Encoding, encode_window
+from cache.frames import compress, decompress, new_compressor
 from cache.manifest import Identity, Selection, Teacher
 from cache.reader import Cache, open_cache
 from cache.record import CachedWindow
-from cache.shard import read_index
 from cache.tail import NODES
 from cache.writer import PROGRESS_FOLDER, writing
 from shared.tokenizer import TokenizerFingerprint
 
 VOCAB, K, TOKENS = 49_152, 64, 512
-PARTS = {
-    "ids": "ids",
-    "head_sizes": "sizes",
-    "head_values": "values",
-    "tail_mass": "tail mass",
-    "tail": "tail mass, other nodes",
-    "gold": "gold",
-    "coords_wide": "coordinates, wide",
-    "coords": "coordinates",
-}
+SECTIONS = (
+    "head sizes, ranks of tokens",
+    "values",
+    "ids, first bytes",
+    "tail mass, coordinates: high parts",
+    "noise of all",
+)
 
 
 def synthetic(directory: Path, windows: int, shards: int = 1) -> Path:
-    """A cache of `windows` windows in equal shards: 64 ids a position, falling log-probabilities and Zipfian ids."""
+    """A cache of `windows` windows in equal shards: 64 ids a position, next tokens drawn from what it says."""
     teacher = Teacher(
         id="synthetic", revision=None, weights="", architecture="", parameters=1, dtype="", quantisation=None
     )
@@ -75,18 +76,26 @@ def _window(rng: np.random.Generator, number: int) -> CachedWindow:
     ids_PK = np.argsort(rng.random((positions, 4 * K)), axis=1)[:, :K] * rng.integers(
         1, VOCAB // (4 * K), (positions, 1)
     )
-    values_PK = -np.cumsum(rng.exponential(0.12, (positions, K)), axis=1) - 0.3
-    tail_PN = np.log(VOCAB - K) * (1 - np.array(NODES)) - np.array(NODES) * rng.uniform(1, 4, (positions, 1))
+    values_PK = -np.cumsum(rng.exponential(0.12, (positions, K)), axis=1)
+    one_P1 = -rng.uniform(1, 4, (positions, 1))
+    values_PK += np.log1p(-np.exp(one_P1)) - np.log(np.exp(values_PK).sum(axis=1, keepdims=True))
+    tail_PN = np.log(VOCAB - K) * (1 - np.array(NODES)) + np.array(NODES) * one_P1
+    rank_P = (np.exp(values_PK).cumsum(axis=1) < rng.random((positions, 1))).sum(
+        axis=1
+    )  # K: the next token is in the tail
+    row_P, place_P = np.arange(positions), rank_P.clip(max=K - 1)
+    next_P = np.where(rank_P < K, ids_PK[row_P, place_P], rng.integers(0, VOCAB, positions))
+    gold_P = np.where(rank_P < K, values_PK[row_P, place_P], rng.uniform(-12, -9, positions))
     return CachedWindow(
         id=f"{number:016x}",
         document=f"document {number}",
         prompt_tokens=0,
-        tokens=rng.zipf(1.3, TOKENS).clip(max=VOCAB - 1).astype(np.int32),
+        tokens=np.concatenate([[0], next_P]).astype(np.int32),
         head_sizes_P=np.full(positions, K, np.int32),
         head_ids_E=ids_PK.ravel().astype(np.int32),
         head_logprobs_E=values_PK.ravel().astype(np.float32),
         tail_PN=tail_PN.astype(np.float32),
-        gold_P=rng.uniform(-12, -9, positions).astype(np.float32),
+        gold_P=gold_P.astype(np.float32),
         coords_PR=np.zeros((positions, 0), np.float32),
     )
 
@@ -102,14 +111,47 @@ def rate(cache: Cache, order: list[int], passes: int = 5) -> float:
     return best
 
 
+def floors(cache: Cache, passes: int = 5) -> dict[str, float]:
+    """Microseconds a window (CPU, best of `passes`) of what no reader of these bytes can leave out, each alone."""
+    shards, zstd = cache._shards, zstandard.ZstdDecompressor()
+    places = [(shard, number) for shard in shards for number in range(len(shard.index))]
+    frames = [(shard._frame(number), shard.index.padded) for shard, number in places]
+
+    def pread() -> None:
+        for shard, number in places:
+            assert shard._file is not None, "opened by the frames above"
+            os.pread(shard._file.number, int(shard.index.size[number]), int(shard.index.offset[number]))
+
+    def crc() -> None:
+        for frame, _ in frames:
+            zlib.crc32(frame)
+
+    def decode() -> None:
+        for frame, padded in frames:
+            decompress(frame, padded, zstd)
+
+    found = {}
+    for name, work in {"pread alone": pread, "CRC-32 alone": crc, "zstd alone": decode}.items():
+        spent = []
+        for _ in range(passes):
+            start = time.thread_time()
+            work()
+            spent.append(time.thread_time() - start)
+        found[name] = 1e6 * min(spent) / len(places)
+    return found
+
+
 def bytes_by_part(cache: Cache) -> dict[str, float]:
-    """Bytes a token of every stored field; what is neither is the index, HDF5's own structure and the tables."""
-    tokens = int(cache.lengths.sum())
-    indexes = [read_index(cache.directory / shard.name) for shard in cache.manifest.shards]
-    parts = {
-        PARTS[spec.name]: sum(int(index.size[spec.name].sum()) for index in indexes) / tokens
-        for spec in fields(cache.manifest.identity.encoding)
-    }
+    """Bytes a token of every section of a window, as its blocks take them; the rest is index, HDF5's own structure, padding."""
+    tokens, encoding, compressor = int(cache.lengths.sum()), cache.manifest.identity.encoding, new_compressor()
+    found = np.zeros(len(SECTIONS))
+    for shard in cache._shards:
+        for number in range(len(shard.index)):
+            sections = encode_window(
+                shard.read(number), encoding, shard._prior
+            ).sections  # a fixed point: the same bytes
+            found += compress(sections, shard.index.padded, compressor)[1][: len(SECTIONS)]
+    parts = {name: float(count) / tokens for name, count in zip(SECTIONS, found, strict=True)}
     shards, shape = cache.manifest.total("bytes") / tokens, cache.manifest.identity.shape
     parts["index and overhead"] = shards - sum(parts.values())
     parts["basis (once a cache)"] = shape.bytes / tokens if shape else 0.0
@@ -132,6 +174,8 @@ def measure(directory: Path) -> dict[str, float]:
         "sequential, tokens/s": sequential,
         "random, tokens/s": random,
         "sequential / random": sequential / random,
+        "sequential, us a window": 1e6 * float(cache.lengths.mean()) / sequential,
+        **{f"of these, {name}": value for name, value in floors(cache).items()},
         **{f"bytes a token, {name}": value for name, value in bytes_by_part(cache).items()},
     }
 
@@ -148,7 +192,7 @@ def main() -> None:
         print(json.dumps(found))
         return
     for name, value in found.items():
-        print(f"{name:<36}{value:>14,.2f}" if value % 1 else f"{name:<36}{value:>14,.0f}")
+        print(f"{name:<52}{value:>14,.2f}" if value % 1 else f"{name:<52}{value:>14,.0f}")
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ from stage1_teacher.batches import pack
 from stage1_teacher.reading import hidden_states as hidden_states_of
 from stage1_teacher.teacher import TeacherModel
 from stage2_student.batch import Collate, record_of
-from stage2_student.config import Architecture
 from stage2_student.divergences import Divergence, TailShape, Target
 from stage2_student.loss import DistillationLoss, Positions
 from stage2_student.scratch import Scratch
+from stage2_student.student_config import Architecture
 from stage2_student.students import from_scratch, head_weight, hidden_states
 
 STUDENT = Architecture(layers=4, width=128, heads=4, positions=512, dropout=0.0)

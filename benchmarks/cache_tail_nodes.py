@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cache.encoding import Encoding
 from cache.tail import NODES, _second_derivatives
+from cache.tail_codes import decode_odds, encode_odds, odds_of
 
 Floats = NDArray[np.float64]
 TEMPERATURES = (0.7, 0.72, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.1, 1.2, 1.35, 1.5, 1.7, 1.85, 2.0, 2.2, 2.5, 2.8, 3.0, 3.33, 3.7,
@@ -81,7 +82,7 @@ class Truth:
         nothing, steps = np.log(self.vocab - self.sizes_P), Encoding(vocab_size=self.vocab, k=1)
         if not rounded:
             return np.stack([nothing, *(self.tail[node] for node in nodes)])
-        mass = np.rint(self.tail[1.0] / steps.mass_step) * steps.mass_step
+        mass, _ = decode_odds(encode_odds(odds_of(self.tail[1.0]), steps.odds_step), steps.odds_step)
         rows = [nothing]
         for node in nodes:
             chord = nothing + node * (mass - nothing)

@@ -1,12 +1,12 @@
-"""From a CachedWindow to small integer arrays and back.
+"""From a CachedWindow to bytes and back.
 
 Not for compression (cache/frames.py) and not for files (cache/shard.py). FORMAT.md says the same in words; change both
 or neither.
+Legend: P positions, E head entries, N nodes, R directions, C columns (cache/columns.py).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,31 +14,47 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
-from cache.packing import NARROW, pack_pairs, unpack_pairs, unzigzag, zigzag
+from cache.columns import HALF, Columns, columns, decode_columns, encode_columns
+from cache.id_codes import (
+    DIRECT,
+    LARGE,
+    MISSED,
+    Heads,
+    decode_heads,
+    decode_ids,
+    encode_heads,
+    encode_ids,
+    heads_size,
+    low_width,
+)
+from cache.packing import Bytes, full, narrow, packed_size, unpack, widen
 from cache.prior import Prior
 from cache.record import CachedWindow
-from cache.tail import NODES
-from cache.tail_codes import NO_TAIL, TOP_CODE, decode_mass, encode_mass
+from cache.tail import NODES, ONE
+from cache.tail_codes import NO_TAIL, decode_gaps, decode_odds, encode_gaps, encode_odds, odds_of
 from shared.config import StrictModel
 from shared.errors import RunError
 
-IN_HEAD = 0  # code of a gold log-probability that is already in the head
-
-Codes = dict[str, NDArray[Any]]
+TOP_CODE = 65534  # of a head's distances together, its best entry's from 0 included where that is stored
+MASS_TOLERANCE = (
+    0.05  # of head and tail together, at T = 1: what is read from a cache of large heads may be stored again
+)
 
 
 class Encoding(StrictModel):
     """How the numbers of a cache became integers. Part of the manifest and of every shard."""
 
     vocab_size: int = Field(description="entries of the teacher's head, padding included", ge=2, le=2**31 - 1)
-    k: int = Field(description="most ids a head may hold", ge=1, le=65535)
+    k: int = Field(description="most ids a head may hold", ge=1, le=255)
     value_step: float = Field(default=1 / 32, description="nats a code, log-probabilities of head and gold", gt=0, le=1)
-    mass_step: float = Field(default=1 / 128, description="nats a code, f(1)", gt=0, le=1)
+    odds_step: float = Field(default=1 / 40, description="nats a code, log-odds of the tail at T = 1", gt=0, le=1)
     gap_step: float = Field(
-        default=1 / 64, description="nats a code, f at the other nodes beside its prediction", gt=0, le=1
+        default=1 / 40, description="nats a code, f at the other nodes beside its prediction", gt=0, le=1
     )
     directions: int = Field(default=0, description="R, coordinates of the tail's shape a position", ge=0, le=1024)
-    wide: int = Field(default=0, description="the first of them that need 16 bits; half a byte holds the others", ge=0)
+    wide: tuple[int, ...] = Field(
+        default=(), description="how many directions, the first ones, have at least 1 low bit, at least 2, ..."
+    )
     coord_step: float = Field(default=0.1, description="a code, coordinates (unit: see cache/shape.py)", gt=0, le=1)
     nodes: tuple[float, ...] = Field(default=NODES, description="beta = 1/T at which the tail's mass is stored")
 
@@ -51,57 +67,79 @@ class Encoding(StrictModel):
 
     @model_validator(mode="after")
     def _not_wider_than_it_is(self) -> Encoding:
-        if self.wide > self.directions:
-            raise ValueError(f"at most {self.directions} wide directions")
+        if (
+            len(self.wide) > 12
+            or sorted(self.wide, reverse=True) != [*self.wide]
+            or not all(1 <= count <= self.directions for count in self.wide)
+        ):
+            raise ValueError(f"at most 12 falling counts of wide directions, 1 to {self.directions}")
         return self
 
-    def id_type(self) -> np.dtype[np.generic]:
-        """Smallest unsigned type that holds a token id, little-endian."""
-        return np.dtype("<u2") if self.vocab_size <= 65536 else np.dtype("<u4")
+    @property
+    def columns(self) -> Columns:
+        """How a position's signed numbers lie in bytes."""
+        return columns(self.wide, self.directions, self.k >= LARGE)
 
-    def size_type(self) -> np.dtype[np.generic]:
-        """Smallest unsigned type that holds a head size."""
-        return np.dtype("<u1") if self.k <= 255 else np.dtype("<u2")
+    @property
+    def direct(self) -> int:
+        """Ids below this take one byte; 0 where ids have no order that makes small ones likely."""
+        return DIRECT if self.directions else 0
+
+    def limits(self, positions: NDArray[Any], entries: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Fewest and most bytes that windows of so many positions and head entries take."""
+        positions, entries = positions.astype(np.int64), entries.astype(np.int64)
+        count, low = len(self.columns.low_C), int(self.columns.low_C.sum())
+        fixed = (
+            heads_size(self.k) * positions + entries - positions + (1 + entries) + (count + low // 4) * positions // 2
+        )
+        further = low_width(self.vocab_size, self.direct) - 8
+        ids, all_ids = 1 + entries, 1 + entries + positions  # no token missed, or all
+        least = 0 if self.direct else ids + (ids * further + 7) // 8
+        over = 2 * (count * positions + entries) + (2 + low) * positions
+        return fixed + least, fixed + positions + all_ids + (all_ids * further + 7) // 8 + positions + over
 
 
 @dataclass(frozen=True, slots=True)
-class FieldSpec:
-    """One stored array of a window: its element type and how many elements a window with P positions, E entries has."""
+class Codes:
+    """A window as bytes, in sections whose lengths follow from the numbers beside them and the bytes before.
 
-    name: str
-    dtype: np.dtype[np.generic]
-    per_window: int
-    per_position: int
-    per_entry: int
+    Attributes:
+        positions: P. entries: E.
+        sections: heads, gaps, ids, pairs, and all that is noise to a coder; or all of them as one, with zeros behind.
+    """
 
-    def count(self, positions: int, entries: int) -> int:
-        """Number of elements."""
-        return self.per_window + self.per_position * positions + self.per_entry * entries
-
-
-def fields(encoding: Encoding) -> tuple[FieldSpec, ...]:
-    """The stored arrays, in the order their frames enter a window's checksum."""
-    two, nodes = np.dtype("<u2"), len(encoding.nodes)
-    specs = (
-        FieldSpec("ids", encoding.id_type(), 1, 1, 1),
-        FieldSpec("head_sizes", encoding.size_type(), 0, 1, 0),
-        FieldSpec("head_values", two, 0, 0, 1),
-        FieldSpec("tail_mass", two, 0, 2, 0),
-        FieldSpec("tail", two, 0, nodes - 2, 0),
-        FieldSpec("gold", two, 0, 1, 0),
-        FieldSpec("coords_wide", two, 0, encoding.wide, 0),
-        FieldSpec("coords", np.dtype("<u1"), 0, (encoding.directions - encoding.wide + 1) // 2, 0),
-    )
-    return tuple(spec for spec in specs if spec.per_window + spec.per_position + spec.per_entry)
+    positions: int
+    entries: int
+    sections: tuple[Bytes, ...]
 
 
-def _codes(values: NDArray[np.floating], step: float) -> NDArray[np.uint16]:
-    """round(values / step) for values >= 0, saturated; -0.0 and rounding dust below zero become 0."""
-    return np.asarray(np.clip(np.rint(values / step), 0, TOP_CODE), dtype="<u2")
+_NOTHING = np.zeros(0, "<u2")
+
+
+class _Cutter:
+    """Takes one piece after another from a window's bytes."""
+
+    def __init__(self, raw: Bytes) -> None:
+        self._raw, self._place = raw, 0
+
+    def take(self, count: int) -> Bytes:
+        start, self._place = self._place, self._place + count
+        if self._place > len(self._raw):
+            raise ValueError("fewer bytes than its own numbers ask for")
+        return self._raw[start : self._place]
+
+    def words(self, count: int) -> NDArray[np.uint16]:
+        """Pairs of bytes."""
+        return np.frombuffer(self.take(2 * count).tobytes(), "<u2") if count else _NOTHING
+
+    def end(self) -> None:
+        """What is left is padding."""
+        if self._place < len(self._raw) and self._raw[self._place :].any():
+            raise ValueError("bytes behind its end")
 
 
 def encode_window(window: CachedWindow, encoding: Encoding, prior: Prior | None = None) -> Codes:
-    """The window's fields as one-dimensional integer arrays, unpadded, relative to what `prior` tells.
+    """The window's sections, relative to what `prior` tells.
 
     Raises:
         RunError: the record holds what no teacher in order produces; a cache of it would teach nonsense.
@@ -114,98 +152,79 @@ def encode_window(window: CachedWindow, encoding: Encoding, prior: Prior | None 
             got=wrong,
             do="check the teacher's weights and dtype (float16 overflows where bfloat16 does not)",
         )
-    positions = len(window.gold_P)
-    starts_P = np.cumsum(window.head_sizes_P) - window.head_sizes_P
-    values_E = _codes(-window.head_logprobs_E.astype(np.float64), encoding.value_step)
-    steps_E = np.diff(values_E, prepend=values_E[:1])
-    steps_E[starts_P] = values_E[starts_P]  # the most likely token absolute, the others as distance from their better
-    gold_P = np.maximum(_codes(-window.gold_P.astype(np.float64), encoding.value_step), 1)
-    row_E = np.repeat(np.arange(positions), window.head_sizes_P)
-    gold_P[row_E[window.head_ids_E == window.tokens[1:][row_E]]] = IN_HEAD
-    nothing_P = _nothing(window.head_sizes_P, encoding)
-    shifted_PN = window.tail_PN + _rounding(window, values_E, starts_P, encoding)
-    mass_P, residual_MP = encode_mass(shifted_PN, nothing_P, encoding.mass_step, encoding.gap_step)
-    ids = _encode_ids(window, starts_P)
-    coords_PR = window.coords_PR
-    if prior is not None:
-        coords_PR = coords_PR - prior.coordinates(window.tokens[:-1], window.head_ids_E[starts_P])
-    return {
-        "ids": (ids if prior is None else prior.ranks(ids)).astype(encoding.id_type()),
-        "head_sizes": window.head_sizes_P.astype(encoding.size_type()),
-        "head_values": steps_E,
-        "tail_mass": np.concatenate([mass_P, residual_MP[0]]),
-        "tail": residual_MP[1:].ravel(),
-        "gold": gold_P,
-        **_encode_coords(coords_PR, encoding),
-    }
+    heads, ids_E = Heads.of(window.head_sizes_P), window.head_ids_E
+    others_E, ranks_P = heads.others(), heads.ranks(window.tokens[1:], ids_E)
+    missed_P = ranks_P == MISSED
+    below_E = _below(window, heads, encoding)
+    gaps, gaps_over = narrow(np.diff(below_E, prepend=0)[others_E], 8)
+    values_CP, best_P = _numbers(window, below_E, heads, encoding, prior)
+    last_P = best_P - below_E[heads.starts_P + heads.sizes_P - 1] * encoding.value_step
+    below = _codes((last_P - window.gold_P.astype(np.float64))[missed_P], encoding.value_step)
+    gold, gold_over = narrow(below, 8)
+    ids = np.concatenate([window.tokens[:1], window.tokens[1:][missed_P], ids_E[heads.starts_P], ids_E[others_E]])
+    first, low_ids = encode_ids(ids if prior is None else prior.ranks(ids), encoding.vocab_size, encoding.direct)
+    pairs, low, high_over = encode_columns(values_CP, encoding.columns)
+    over = np.concatenate([high_over, gaps_over, gold_over]).astype("<u2").view(np.uint8)
+    rest = np.concatenate([low, *low_ids, gold, over])
+    sections = (encode_heads(heads.sizes_P, ranks_P, encoding.k), gaps, first, pairs, rest)
+    return Codes(len(ranks_P), len(ids_E), sections)
 
 
-def _encode_ids(window: CachedWindow, starts_P: NDArray[np.int64]) -> NDArray[np.int32]:
-    """[P + 1 + E]: the tokens, each head's most likely id, the other ids.
+def _codes(values: NDArray[np.floating[Any]], step: float) -> NDArray[np.int64]:
+    """round(values / step) for values >= 0, saturated; rounding dust below zero becomes 0."""
+    codes: NDArray[np.int64] = np.clip(np.rint(values / step), 0, TOP_CODE).astype(np.int64)
+    return codes
 
-    The teacher is mostly right, so the second third repeats the first one place on, which zstd sees.
+
+def _below(window: CachedWindow, heads: Heads, encoding: Encoding) -> NDArray[np.int64]:
+    """How many steps each entry is below its head's best one, [E]."""
+    values_E = window.head_logprobs_E.astype(np.float64)
+    best_P, top = values_E[heads.starts_P], TOP_CODE
+    if encoding.k >= LARGE:
+        top -= int(_codes(-best_P, encoding.value_step).max())
+    return np.minimum(_codes(np.repeat(best_P, heads.sizes_P) - values_E, encoding.value_step), top)
+
+
+def _numbers(
+    window: CachedWindow,
+    below_E: NDArray[np.int64],
+    heads: Heads,
+    encoding: Encoding,
+    prior: Prior | None,
+) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """(Signed numbers [C, P]; the best entry's log-probability as a reader will see it [P]).
+
+    The tail is stored relative to the head, so that its share of the whole is the true one whatever the head's step.
     """
-    others_E = np.ones(len(window.head_ids_E), bool)
-    others_E[starts_P] = False
-    return np.concatenate([window.tokens, window.head_ids_E[starts_P], window.head_ids_E[others_E]])
-
-
-def _decode_ids(
-    ids: NDArray[Any], starts_P: NDArray[np.int64], width: int
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """(tokens [P + 1], head ids [E], position after position); `width` see _width."""
-    positions = len(starts_P)
-    tokens, best_P, others = ids[: positions + 1], ids[positions + 1 : 2 * positions + 1], ids[2 * positions + 1 :]
-    head_ids_E = np.empty(positions + len(others), np.int32)
-    head_ids_E[starts_P] = best_P
-    if width:
-        head_ids_E.reshape(positions, width)[:, 1:] = others.reshape(positions, width - 1)
-        return tokens.astype(np.int32), head_ids_E
-    others_E = np.ones(len(head_ids_E), bool)
-    others_E[starts_P] = False
-    head_ids_E[others_E] = others
-    return tokens.astype(np.int32), head_ids_E
+    nodes_N1 = np.array(NODES)[:, None]
+    with np.errstate(divide="ignore"):
+        true_NP, seen_NP = (
+            np.log(np.add.reduceat(np.exp(nodes_N1 * logprobs_E), heads.starts_P, axis=1))
+            for logprobs_E in (window.head_logprobs_E.astype(np.float64), below_E * -encoding.value_step)
+        )
+    odds_PN = window.tail_PN.astype(np.float64) - true_NP.T
+    if encoding.k < LARGE:
+        odds_P = encode_odds(odds_PN[:, ONE], encoding.odds_step)
+        one_P, mass_P = decode_odds(odds_P, encoding.odds_step)
+        best_P, best = mass_P - seen_NP[ONE], []
+    else:
+        best = [_codes(-window.head_logprobs_E[heads.starts_P].astype(np.float64), encoding.value_step)]
+        best_P = best[0] * -encoding.value_step
+        odds_P = encode_odds(odds_of(odds_PN[:, ONE] + best_P + seen_NP[ONE]), encoding.odds_step)
+        one_P, _ = decode_odds(odds_P, encoding.odds_step)
+    nothing_P = _nothing(window.head_sizes_P, encoding)
+    tail_PN = odds_PN + (nodes_N1 * best_P + seen_NP).T
+    residual_MP = encode_gaps(tail_PN, one_P, nothing_P, encoding.gap_step)
+    coords_PR = window.coords_PR.astype(np.float64)
+    if prior is not None:
+        coords_PR = coords_PR - prior.coordinates(window.tokens[:-1], window.head_ids_E[heads.starts_P])
+    coords_RP = np.clip(np.rint(coords_PR.T / encoding.coord_step), -32767, 32767).astype(np.int32)
+    return np.stack([odds_P, residual_MP[0], *coords_RP, *residual_MP[1:], *best]).astype(np.int32), best_P
 
 
 def _nothing(sizes_P: NDArray[np.int32], encoding: Encoding) -> NDArray[np.float64]:
     """f(0), the log of the number of ids outside the head; 0 where there are none."""
     return np.log(np.maximum(encoding.vocab_size - sizes_P, 1).astype(np.float64))
-
-
-def _rounding(
-    window: CachedWindow, values_E: NDArray[np.uint16], starts_P: NDArray[np.int64], encoding: Encoding
-) -> NDArray[np.float64]:
-    """How much the head's mass grew by rounding, at every node, float64 [P, N] (a log-ratio).
-
-    The tail is stored shifted by as much, so that its share of the whole stays the true one whatever the step of the head.
-    """
-    nodes_N1 = np.array(NODES)[:, None]
-    with np.errstate(divide="ignore"):
-        true_NP, rounded_NP = (
-            np.log(np.add.reduceat(np.exp(nodes_N1 * logprobs_E), starts_P, axis=1))
-            for logprobs_E in (window.head_logprobs_E.astype(np.float64), values_E * -encoding.value_step)
-        )
-    return np.asarray((rounded_NP - true_NP).T)
-
-
-def _encode_coords(coords_PR: NDArray[np.float32], encoding: Encoding) -> Codes:
-    """Direction after direction: the wide ones in 16 bits each, the others two in a byte, clipped where they must be."""
-    steps_RP = np.rint(coords_PR.T.astype(np.float64) / encoding.coord_step)
-    wide_RP = np.clip(steps_RP[: encoding.wide], -32767, 32767).astype(np.int32)
-    narrow_RP = np.clip(steps_RP[encoding.wide :], *NARROW).astype(np.int32)
-    found: Codes = {"coords_wide": zigzag(wide_RP).ravel(), "coords": pack_pairs(narrow_RP).ravel()}
-    return {name: codes for name, codes in found.items() if len(codes)}
-
-
-def _decode_coords(codes: Codes, encoding: Encoding, positions: int) -> NDArray[np.float32]:
-    coords_PR = np.empty((positions, encoding.directions), np.float32)
-    if encoding.wide:
-        coords_PR[:, : encoding.wide] = unzigzag(codes["coords_wide"]).reshape(encoding.wide, positions).T
-    if encoding.directions > encoding.wide:
-        packed_HP = codes["coords"].reshape(-1, positions)
-        coords_PR[:, encoding.wide :] = unpack_pairs(packed_HP, encoding.directions - encoding.wide).T
-    coords_PR *= np.float32(encoding.coord_step)
-    return coords_PR
 
 
 def _wrong_with(window: CachedWindow, encoding: Encoding) -> str:
@@ -222,12 +241,16 @@ def _wrong_with(window: CachedWindow, encoding: Encoding) -> str:
             return f"{name} of {ids.min()} to {ids.max()} in a vocabulary of {encoding.vocab_size}"
     if window.coords_PR.shape[1] != encoding.directions:
         return f"{window.coords_PR.shape[1]} coordinates where the encoding has {encoding.directions}"
-    starts_P = np.cumsum(sizes_P) - sizes_P
+    starts_P = Heads.of(sizes_P).starts_P
     if np.isneginf(values_E[starts_P]).any():
         return "a most likely token of probability 0"
     better_E = np.concatenate([values_E[:1], values_E[:-1]])
     better_E[starts_P] = np.inf
-    return "rising log-probabilities" if (values_E > better_E).any() else ""
+    if (values_E > better_E).any():
+        return "rising log-probabilities"
+    mass_P = np.add.reduceat(np.exp(values_E.astype(np.float64)), starts_P) + np.exp(window.tail_PN[:, ONE])
+    worst = float(mass_P[np.abs(mass_P - 1).argmax()])
+    return f"head and tail of mass {worst:.3f}" if abs(worst - 1) > MASS_TOLERANCE else ""
 
 
 def decode_window(
@@ -238,90 +261,117 @@ def decode_window(
     Raises:
         ValueError: the codes cannot have come from encode_window (a damaged or hostile file).
     """
-    head_sizes_P = codes["head_sizes"].astype(np.int32)
-    _check_codes(head_sizes_P, codes["ids"], encoding)
-    starts_P = np.cumsum(head_sizes_P) - head_sizes_P
-    ids = codes["ids"] if prior is None else prior.ids(codes["ids"])
-    width = _width(head_sizes_P)
-    tokens, head_ids_E = _decode_ids(ids, starts_P, width)
-    values_E = _running_sums(codes["head_values"], starts_P)
-    positions = len(head_sizes_P)
-    mass_P, first_P = codes["tail_mass"].reshape(2, positions)
-    if (mass_P[head_sizes_P == encoding.vocab_size] != NO_TAIL).any():
-        raise ValueError("a tail beside a head that is the whole vocabulary")
-    residual_MP = np.concatenate([first_P[None], codes["tail"].reshape(-1, positions)])
-    nothing_P = _nothing(head_sizes_P, encoding)
-    coords_PR = _decode_coords(codes, encoding, positions)
+    raw = _Cutter(codes.sections[0] if len(codes.sections) == 1 else np.concatenate(codes.sections))
+    positions, entries = codes.positions, codes.entries
+    sizes_P, ranks_P = decode_heads(raw.take(heads_size(encoding.k) * positions), positions, encoding.k)
+    if int(sizes_P.sum(dtype=np.int64)) != entries or sizes_P.max() > encoding.vocab_size:
+        raise ValueError("head sizes do not add up to the number of head ids")
+    heads, missed = Heads.of(sizes_P), np.flatnonzero(ranks_P == MISSED)
+    hit_P = heads.starts_P + np.maximum(ranks_P, 1) - 1
+    gaps: NDArray[Any] = raw.take(entries - positions)
+    first = raw.take(1 + len(missed) + entries)
+    layout = encoding.columns
+    high_size, low_size = layout.sizes(positions)
+    symbols = unpack(raw.take(high_size), HALF, len(layout.low_C) * positions)
+    low = raw.take(low_size)
+    ids_I = _ids(first, raw, encoding, prior)
+    gold = raw.take(len(missed))
+    over_high, over_gaps, over_gold = (
+        raw.words(count) for count in (full(symbols, HALF), full(gaps, 8), full(gold, 8))
+    )
+    raw.end()
+    best = 1 + len(missed)
+    ids_E = heads.spread(ids_I[best : best + positions], ids_I[best + positions :], np.int32)
+    tokens = _tokens(ids_I[:best], ids_E, hit_P, missed, heads)
+    values_CP = decode_columns(symbols, low, over_high, layout, positions)
+    one_P, mass_P = _masses(values_CP[0], heads, encoding)
+    if len(over_gaps):
+        gaps = widen(gaps, 8, over_gaps)
+    small = encoding.k < LARGE
+    logprobs_E = _around(gaps, mass_P, heads, encoding) if small else _below_best(gaps, values_CP[-1], heads, encoding)
+    coords_PR = np.empty((positions, encoding.directions), np.float32)
+    np.multiply(values_CP[2 : 2 + encoding.directions].T, encoding.coord_step, out=coords_PR, casting="unsafe")
     if prior is not None:
-        coords_PR += prior.coordinates(tokens[:-1], head_ids_E[starts_P])
+        coords_PR += prior.coordinates(tokens[:-1], ids_E[heads.starts_P])
+    gold_P = logprobs_E[hit_P]
+    last = logprobs_E[heads.starts_P[missed] + sizes_P[missed] - 1]
+    gold_P[missed] = last - widen(gold, 8, over_gold) * encoding.value_step
+    residual_MP = np.concatenate([values_CP[1:2], values_CP[2 + encoding.directions :][:6]])
     return CachedWindow(
         id=window_id,
         document=document,
         prompt_tokens=prompt_tokens,
         tokens=tokens,
-        head_sizes_P=head_sizes_P,
-        head_ids_E=head_ids_E,
-        head_logprobs_E=_logprobs(values_E, encoding),
-        tail_PN=decode_mass(mass_P, residual_MP, nothing_P, encoding.mass_step, encoding.gap_step),
-        gold_P=_decode_gold(codes["gold"], tokens, head_sizes_P, head_ids_E, values_E, width, encoding),
+        head_sizes_P=sizes_P,
+        head_ids_E=ids_E,
+        head_logprobs_E=logprobs_E,
+        tail_PN=decode_gaps(residual_MP, one_P, _nothing(sizes_P, encoding), encoding.gap_step),
+        gold_P=gold_P,
         coords_PR=coords_PR,
     )
 
 
-def _check_codes(head_sizes_P: NDArray[np.int32], ids: NDArray[Any], encoding: Encoding) -> None:
-    if head_sizes_P.min() < 1 or head_sizes_P.max() > min(encoding.k, encoding.vocab_size):
-        raise ValueError(f"head sizes outside 1..{encoding.k}")
-    if int(head_sizes_P.sum(dtype=np.int64)) != len(ids) - len(head_sizes_P) - 1:
-        raise ValueError("head sizes do not add up to the number of head ids")
-    if ids.max() >= encoding.vocab_size or ids.min() < 0:
+def _ids(first: Bytes, raw: _Cutter, encoding: Encoding, prior: Prior | None) -> NDArray[Any]:
+    """All ids, [I]."""
+    large = int(np.count_nonzero(first >= encoding.direct)) if encoding.direct else len(first)
+    low, further = raw.take(large), packed_size(large * (low_width(encoding.vocab_size, encoding.direct) - 8), 1)
+    ids_I = decode_ids(first, low, raw.take(further), encoding.vocab_size, encoding.direct)
+    if ids_I.max() >= encoding.vocab_size:
         raise ValueError(f"token id outside the vocabulary of {encoding.vocab_size}")
+    return ids_I if prior is None else prior.ids(ids_I)
 
 
-def _width(head_sizes_P: NDArray[np.int32]) -> int:
-    """The size of all heads where it is one and the same, as with top_p = 1: then they are rows of a table. Otherwise 0."""
-    first = int(head_sizes_P[0])
-    return first if (head_sizes_P == first).all() else 0
+def _tokens(
+    own: NDArray[Any], ids_E: NDArray[np.int32], hit_P: NDArray[np.int64], missed: NDArray[np.int64], heads: Heads
+) -> NDArray[np.int32]:
+    """[P + 1]; a token that is said to be outside the head must be."""
+    tokens = np.empty(len(hit_P) + 1, np.int32)
+    tokens[0] = own[0]
+    tokens[1:] = ids_E[hit_P]
+    if len(missed):
+        tokens[1 + missed] = own[1:]
+        if heads.hold(missed, tokens[1 + missed], ids_E):
+            raise ValueError("a token said to be outside the head that is in it")
+    return tokens
 
 
-def _running_sums(steps_E: NDArray[Any], starts_P: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Undo the distances: sums that start again at each position, which is a step back by the sum so far."""
-    last_P = np.add.reduceat(steps_E, starts_P, dtype=np.int64)  # each head's least likely entry: steps only go down
-    if last_P.max() > TOP_CODE:
-        raise ValueError("log-probabilities below the smallest that can be stored")
-    signed_E = steps_E.astype(np.int32)
-    signed_E[starts_P[1:]] -= last_P[:-1].astype(np.int32)
-    return np.cumsum(signed_E, out=signed_E)
+def _masses(
+    odds_P: NDArray[np.int32], heads: Heads, encoding: Encoding
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(f(1), log of the head's mass)."""
+    if encoding.k >= encoding.vocab_size and (odds_P[heads.sizes_P == encoding.vocab_size] != NO_TAIL).any():
+        raise ValueError("a tail beside a head that is the whole vocabulary")
+    return decode_odds(odds_P, encoding.odds_step)
 
 
-def _decode_gold(
-    codes_P: NDArray[Any],
-    tokens: NDArray[np.int32],
-    sizes_P: NDArray[np.int32],
-    ids_E: NDArray[np.int32],
-    values_E: NDArray[np.int32],
-    width: int,
-    encoding: Encoding,
-) -> NDArray[np.float32]:
-    gold_P = codes_P.astype(np.int64)
-    if gold_P.max() > TOP_CODE:
-        raise ValueError("gold below the smallest log-probability that can be stored")
-    if width:
-        places = np.flatnonzero(ids_E.reshape(-1, width) == tokens[1:, None])
-        rows = places // width
+def _around(gaps: NDArray[Any], mass_P: NDArray[np.float64], heads: Heads, encoding: Encoding) -> NDArray[np.float32]:
+    """float32 [E]: distances to each head's best entry, shifted so that the head's mass is `mass_P`."""
+    logprobs_E = _sums(heads.spread(0, gaps, np.int32), heads) * -encoding.value_step
+    best_P = mass_P - np.log(np.add.reduceat(np.exp(logprobs_E), heads.starts_P)) + 0
+    return (logprobs_E + np.repeat(best_P, heads.sizes_P)).astype(np.float32)
+
+
+def _below_best(gaps: NDArray[Any], best_P: NDArray[np.int32], heads: Heads, encoding: Encoding) -> NDArray[np.float32]:
+    """float32 [E]: distances to each head's best entry, which itself is so many steps below 0."""
+    if best_P.min() < 0:
+        raise ValueError("a probability above 1")
+    narrow_enough = gaps.dtype == np.uint8 and best_P.max() < 256
+    sums_E = _sums(heads.spread(best_P, gaps, np.uint8 if narrow_enough else np.int32), heads)
+    found: NDArray[np.float32] = np.multiply(sums_E, -encoding.value_step, dtype=np.float32, casting="unsafe")
+    if best_P.min() == 0:
+        found += 0  # no -0.0
+    return found
+
+
+def _sums(steps_E: NDArray[Any], heads: Heads) -> NDArray[np.integer[Any]]:
+    """Running sums that start again with each head."""
+    if heads.width:
+        sums_PK = np.cumsum(steps_E.reshape(-1, heads.width), axis=1, dtype=np.int32)
+        sums_E, last = sums_PK.reshape(-1), sums_PK[:, -1]
     else:
-        places = np.flatnonzero(ids_E == np.repeat(tokens[1:], sizes_P))
-        rows = np.searchsorted(np.cumsum(sizes_P), places, side="right")
-    if not np.array_equal(rows, np.flatnonzero(gold_P == IN_HEAD)):
-        raise ValueError("gold says it is in the head where it is not, or the reverse")
-    gold_P[rows] = values_E[places]
-    return _logprobs(gold_P, encoding)
-
-
-def _logprobs(codes: NDArray[np.integer], encoding: Encoding) -> NDArray[np.float32]:
-    """-codes * step, rounded once; a code of 0 is 0.0, not -0.0."""
-    # A power of two only shifts a code's exponent: float32 is exact then, and half the memory to run through.
-    exact = np.float32 if math.frexp(encoding.value_step)[0] == 0.5 else np.float64
-    found = np.multiply(codes, -encoding.value_step, dtype=exact, casting="unsafe")
-    found += 0
-    logprobs: NDArray[np.float32] = found.astype(np.float32, copy=False)
-    return logprobs
+        whole_E = np.cumsum(steps_E, dtype=np.int64)
+        before_P = whole_E[heads.starts_P] - steps_E[heads.starts_P]
+        sums_E = last = whole_E - np.repeat(before_P, heads.sizes_P)
+    if last.max() > TOP_CODE:
+        raise ValueError("log-probabilities below the smallest that can be stored")
+    return sums_E

@@ -127,7 +127,7 @@ class Manifest(StrictModel):
     """The whole of manifest.json but for its digest."""
 
     format: Literal["codestill-cache"] = "codestill-cache"
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     identity: Identity
     counts: dict[str, int] = Field(description="documents read, windows, and documents dropped by reason")
     shards: tuple[ShardEntry, ...] = Field(min_length=1)
@@ -213,9 +213,9 @@ def read_manifest(directory: Path) -> Manifest:
 def _checked(data: Any, raw: bytes, path: Path) -> Manifest:
     if not isinstance(data, dict) or data.get("format") != "codestill-cache":
         raise _damaged(path, "format codestill-cache", "another format")
-    if data.get("version") != 2:
+    if data.get("version") != 3:
         raise RunError(
-            str(path), expected="version 2", got=repr(data.get("version"))[:40], do="use a matching codestill release"
+            str(path), expected="version 3", got=repr(data.get("version"))[:40], do="use a matching codestill release"
         )
     digest = data.pop("digest", None)
     try:

@@ -1,10 +1,10 @@
-"""Small signed integers as bytes that zstd does well on: zigzag codes, and two small ones in a byte.
+"""Small integers as bytes that zstd does well on: signs folded, few bits each, what does not fit told apart.
 
-Not for what the numbers mean (cache/encoding.py, cache/basis_file.py).
+Not for what the numbers mean (cache/encoding.py, cache/basis.py).
 
-Why pairs: most coordinates are -1, 0 or 1 and hold less than a bit and a half, but a byte costs zstd's Huffman coder
-at least one bit. Two in a byte bring the coordinates of MBPP from 1.5 to 1.1 times their entropy
-(benchmarks/cache_encoding.py).
+Why few bits: a byte costs zstd's Huffman coder at least one bit, and a table of its own in every frame. Most coordinates
+hold two bits: two in a byte come near their entropy. The low bits of larger numbers are noise that no coder shortens; they
+stand apart, so that what is left of numbers of any spread looks alike and one table serves all.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-NARROW = (-8, 7)
-"""What half a byte holds."""
+Bytes = NDArray[np.uint8]
 
 
 def zigzag(values: NDArray[np.signedinteger[Any]]) -> NDArray[np.uint16]:
@@ -29,20 +28,71 @@ def unzigzag(codes: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.int16]:
     return ((codes >> 1) ^ -(codes & 1)).view(np.int16)
 
 
-def pack_pairs(values_RP: NDArray[np.signedinteger[Any]]) -> NDArray[np.uint8]:
-    """Rows i and i + ceil(R / 2) share bytes: uint8 [ceil(R / 2), P]; the first row has the high half.
+def pack(symbols: NDArray[Any], width: int) -> Bytes:
+    """8 / width symbols of `width` bits in a byte: those that are ceil(n * width / 8) apart, the first one highest.
 
     Args:
-        values_RP: integers inside NARROW; an odd last row is paired with zeros.
+        symbols: one-dimensional, below 2^width; the last bytes are filled up with zeros.
+        width: 1 (then neighbours share a byte), 2, 4 or 8.
     """
-    codes_RP = zigzag(values_RP).astype(np.uint8)
-    half = (len(codes_RP) + 1) // 2
-    low_HP = np.zeros((half, codes_RP.shape[1]), np.uint8)
-    low_HP[: len(codes_RP) - half] = codes_RP[half:]
-    return np.asarray(codes_RP[:half] << 4 | low_HP, np.uint8)
+    if width == 1:
+        return np.packbits(symbols.astype(np.uint8))
+    parts = 8 // width
+    padded = np.zeros((parts, -(-len(symbols) // parts)), np.uint8)
+    padded.reshape(-1)[: len(symbols)] = symbols
+    packed: Bytes = padded[0].copy()
+    for row in padded[1:]:
+        packed <<= width
+        packed |= row
+    return packed
 
 
-def unpack_pairs(packed_HP: NDArray[np.uint8], rows: int) -> NDArray[np.int16]:
-    """The inverse of pack_pairs: int16 [rows, P]."""
-    both = np.concatenate([packed_HP >> 4, packed_HP & 15])[:rows]
-    return unzigzag(both.astype(np.uint16))
+def unpack(packed: Bytes, width: int, count: int) -> Bytes:
+    """The inverse of pack: the first `count` symbols."""
+    if width == 1:
+        return np.unpackbits(packed, count=count)
+    if width == 8:
+        return packed[:count]
+    symbols = np.empty((8 // width, len(packed)), np.uint8)
+    for place, row in enumerate(symbols):
+        np.right_shift(packed, 8 - width * (place + 1), out=row)
+        row &= (1 << width) - 1
+    return symbols.reshape(-1)[:count]
+
+
+def packed_size(count: int, width: int) -> int:
+    """Bytes that pack makes of so many symbols."""
+    return -(-count // (8 // width))
+
+
+def narrow(codes: NDArray[np.integer[Any]], width: int) -> tuple[Bytes, NDArray[Any]]:
+    """(Symbols of `width` bits, and what the full ones among them leave over, in order)."""
+    top = (1 << width) - 1
+    return np.minimum(codes, top).astype(np.uint8), codes[codes >= top] - top
+
+
+def widen(symbols: Bytes, width: int, over: NDArray[Any]) -> NDArray[np.int32]:
+    """The inverse of narrow; there must be as many leftovers as full symbols (see `full`)."""
+    codes = symbols.astype(np.int32)
+    if len(over):
+        codes[symbols == (1 << width) - 1] += over
+    return codes
+
+
+def full(symbols: Bytes, width: int) -> int:
+    """How many leftovers belong to these symbols."""
+    return int(np.count_nonzero(symbols == (1 << width) - 1))
+
+
+def low_bits(values: NDArray[np.signedinteger[Any]], bits: int) -> Bytes:
+    """The lowest `bits` bits of one-dimensional values, as ones and zeros: all lowest ones first."""
+    planes = (values[None] >> np.arange(bits)[:, None]) & 1
+    return planes.astype(np.uint8).reshape(-1)
+
+
+def add_low_bits(high: NDArray[np.signedinteger[Any]], bits: int, ones: Bytes) -> NDArray[np.int32]:
+    """The inverse: values from what is above their lowest bits, and those."""
+    values = high.astype(np.int32) << bits
+    for place, plane in enumerate(ones.reshape(bits, len(high))):
+        values |= plane.astype(np.int32) << place
+    return values

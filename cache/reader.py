@@ -1,14 +1,15 @@
 """Random access to a cache's windows, checked on the way: `open_cache(directory)[i]` is a CachedWindow.
 
-Frames are read with pread at offsets the shard's index knows and decoded with zstandard, outside h5py's global lock, so
-threads and DataLoader workers run side by side. Order, shuffling and batches are the student's business, not ours.
-Memory: the index (about 170 bytes a window) and one window at a time; at most MAX_OPEN_FILES open files.
+A window is one frame, read with pread at an offset that the shard's index knows, and decoded with zstandard, outside h5py's
+global lock, so threads and DataLoader workers run side by side. Order, shuffling and batches are the student's business, not
+ours. Memory: the index (about 60 bytes a window) and one window at a time; at most MAX_OPEN_FILES open files.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ import zstandard
 from numpy.typing import NDArray
 
 from cache.basis import read_prior
-from cache.encoding import decode_window, fields
+from cache.encoding import Codes, decode_window
 from cache.frames import decompress
 from cache.manifest import Manifest, read_manifest
 from cache.prior import Prior
 from cache.record import CachedWindow
-from cache.shard import ShardIndex, read_index, window_checksum
+from cache.shard import ShardIndex, read_index
 from shared.errors import RunError
 
 MAX_OPEN_FILES = 128  # a cache of thousands of shards must fit under the usual limit of 1024 descriptors
@@ -56,7 +57,6 @@ class ShardReader:
 
     def __init__(self, index: ShardIndex, prior: Prior | None = None) -> None:
         self.index, self._prior = index, prior
-        self._fields = fields(index.encoding)
         self._file: _OpenFile | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class ShardReader:
             RunError: its bytes are damaged or cannot be read; names shard, window and remedy. Nothing of it is returned.
         """
         try:
-            return self._decode(window, self._frames(window))
+            return self._decode(window, self._frame(window))
         except (ValueError, OSError) as error:
             raise RunError(
                 f"shard {self.index.path.name}, window {self.index.id_of(window)}",
@@ -85,26 +85,20 @@ class ShardReader:
                 do=f"run `python -m cache verify {self.index.path.parent}` and get the shards it names again",
             ) from None
 
-    def _frames(self, window: int) -> list[bytes]:
+    def _frame(self, window: int) -> bytes:
         index = self.index
-        places = [(int(index.size[spec.name][window]), int(index.offset[spec.name][window])) for spec in self._fields]
         file = self._file = self._file or _OpenFile(index.path)
-        frames = [os.pread(file.number, size, offset) for size, offset in places]
-        if window_checksum(frames) != int(index.checksum[window]):
+        frame = os.pread(file.number, int(index.size[window]), int(index.offset[window]))
+        if zlib.crc32(frame) != int(index.checksum[window]):
             raise ValueError("a checksum that does not fit")
-        return frames
+        return frame
 
-    def _decode(self, window: int, frames: list[bytes]) -> CachedWindow:
+    def _decode(self, window: int, frame: bytes) -> CachedWindow:
         index = self.index
         if not hasattr(_thread, "zstd"):
             _thread.zstd = zstandard.ZstdDecompressor()
-        positions, entries = int(index.token_count[window]) - 1, int(index.entry_count[window])
-        codes = {
-            spec.name: decompress(
-                frame, spec.dtype, index.padded[spec.name], spec.count(positions, entries), _thread.zstd
-            )
-            for spec, frame in zip(self._fields, frames, strict=True)
-        }
+        raw = decompress(frame, index.padded, _thread.zstd)
+        codes = Codes(int(index.token_count[window]) - 1, int(index.entry_count[window]), (raw,))
         return decode_window(
             codes,
             index.encoding,

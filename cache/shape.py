@@ -7,11 +7,12 @@ any of them costs half a nat of KL(teacher || rebuilt), to second order and on a
 The basis is stored with a step of its own for each token: fine where the teacher puts mass, coarse where it never
 does. What an error in a coefficient costs is known (the token's mass times the coordinate's variance), a coordinate
 is paid for at every position and the basis once, so the steps follow from one rule (reverse water-filling, Cover and
-Thomas, Elements of Information Theory, 10.3.3) and the basis of a small corpus is small: 8 bytes a token on MBPP,
-where eight bits an entry cost 76.
+Thomas, Elements of Information Theory, 10.3.3) and the basis of a small corpus is small, where eight bits an entry
+would cost more than all else. Tokens of one class share a centre in every row, from which their entries are counted: the
+unlikely ones, most of a vocabulary, lie far from the likely ones and near each other.
 Not for fitting the basis (stage1_teacher/shape.py), nor its file (cache/basis.py), nor the loss
 (stage2_student/divergences.py).
-Shapes: V vocabulary, R directions, A = R + 1 rows: the mean, then the directions.
+Shapes: V vocabulary, R directions, A = R + 1 rows: the mean, then the directions; K classes that occur, finest first.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ MOST_POSITIONS = 1 << 20  # beyond these a finer basis saves nothing: its bytes 
 RAREST = 1e-3  # a token the sample never saw counts as this share of the mean
 RIDGE = 0.01
 WEIGHT_STEP = 2.0**-7  # of the weights that predict coordinates, in standard deviations a nat
+CENTRE_STEP = 2.0**-3  # of the classes' centres, in steps of the class
+CROWD = 64  # tokens a class must have for its centres to be worth their bytes
+ZERO = 0.65  # of a step: entries nearer to their centre are stored as 0; it costs less error than it saves bytes
 
 
 class TailShape(StrictModel):
@@ -63,11 +67,15 @@ class Basis:
     class_V: NDArray[np.uint8]
     scale_A: NDArray[np.float32]
     weights_R2R: NDArray[np.int16]
+    centres_AK: NDArray[np.int16]
 
     @cached_property
     def _shares_AV(self) -> NDArray[np.float32]:
         """Logits of one spread of each coordinate."""
-        shares_AV: NDArray[np.float32] = self.codes_AV * step_of(self.class_V)
+        shares_AV = self.codes_AV.astype(np.float32)
+        for column, number in enumerate(classes_of(self.class_V)):
+            shares_AV[:, self.class_V == number] += self.centres_AK[:, column, None] * np.float32(CENTRE_STEP)
+        shares_AV *= step_of(self.class_V)
         return shares_AV
 
     @property
@@ -92,6 +100,12 @@ class Basis:
         after_RR, before_RR = np.split(weights_R2R, 2, axis=1)
         shares_VR = self._shares_AV[1:].T
         return Prior(self.order(), shares_VR @ after_RR.T, shares_VR @ before_RR.T)
+
+
+def classes_of(class_V: NDArray[np.integer]) -> list[int]:
+    """The classes that occur, finest first."""
+    found: list[int] = np.unique(class_V)[::-1].tolist()
+    return found
 
 
 def step_of(class_V: NDArray[np.integer]) -> NDArray[np.float32]:
@@ -127,9 +141,26 @@ def quantise_basis(
     wanted_V = step / np.sqrt(min(positions, MOST_POSITIONS) * weight_V)
     wanted_V = np.maximum(wanted_V, np.abs(whole_AV).max(axis=0) / TOP_CODE)
     class_V = np.clip(np.floor(-2 * np.log2(wanted_V / LARGEST_STEP)), 0, CLASSES - 1).astype(np.uint8)
-    codes_AV = np.clip(np.rint(whole_AV / step_of(class_V)), -TOP_CODE, TOP_CODE).astype(np.int16)
+    codes_AV, centres_AK = _around_centres(whole_AV / step_of(class_V), class_V)
     scale_A = np.concatenate([[1.0], 1 / np.maximum(spread_R, 1e-30)]).astype(np.float32)
-    return Basis(codes_AV, class_V, scale_A, np.zeros((len(spread_R), 2 * len(spread_R)), np.int16))
+    return Basis(codes_AV, class_V, scale_A, np.zeros((len(spread_R), 2 * len(spread_R)), np.int16), centres_AK)
+
+
+def _around_centres(
+    steps_AV: NDArray[np.float64], class_V: NDArray[np.uint8]
+) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """(Codes, centres): what lies near its class's centre becomes 0."""
+    classes = classes_of(class_V)
+    centres_AK = np.zeros((len(steps_AV), len(classes)), np.int16)
+    for column, number in enumerate(classes):
+        tokens = class_V == number
+        if tokens.sum() >= CROWD:
+            centres = np.rint(steps_AV[:, tokens].mean(axis=1) / CENTRE_STEP)
+            centres_AK[:, column] = np.clip(centres, -TOP_CODE, TOP_CODE)
+            steps_AV[:, tokens] -= centres_AK[:, column, None] * CENTRE_STEP
+    codes_AV = np.clip(np.rint(steps_AV), -TOP_CODE, TOP_CODE)
+    codes_AV[np.abs(steps_AV) < ZERO] = 0
+    return codes_AV.astype(np.int16), centres_AK
 
 
 def predicting(

@@ -20,7 +20,7 @@ import hdf5plugin
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.encoding import Codes, Encoding, encode_window, fields
+from cache.encoding import Codes, Encoding, encode_window
 from cache.frames import compress, new_compressor
 from cache.prior import Prior
 from cache.record import CachedWindow
@@ -46,6 +46,8 @@ INDEX_TYPES = {
 }
 """One number a window each; `document` (fixed-length UTF-8) is the sixth index array."""
 
+RECORDS = "records"  # the dataset of the windows themselves
+
 
 @dataclass(frozen=True)
 class ShardIndex:
@@ -60,9 +62,9 @@ class ShardIndex:
     prompt_tokens: NDArray[np.uint32]
     checksum: NDArray[np.uint32]
     document: NDArray[np.bytes_]
-    padded: dict[str, int]  # elements of a chunk, by field
-    offset: dict[str, NDArray[np.int64]]  # byte offset of each window's frame, by field
-    size: dict[str, NDArray[np.int64]]  # bytes of each window's frame, by field
+    padded: int  # bytes of a chunk
+    offset: NDArray[np.int64]  # byte offset of each window's frame
+    size: NDArray[np.int64]  # bytes of each window's frame
 
     def __len__(self) -> int:
         return len(self.window_id)
@@ -89,7 +91,7 @@ def shard_bytes(
     assert windows, "a shard holds at least one window"
     _require_size("windows a shard", len(windows), MAX_WINDOWS, "set a smaller windows_per_shard")
     rows = [encode_window(window, encoding, prior) for window in windows]
-    frames, padded = _frames(rows, encoding)
+    frames, padded = _frames(rows)
     index = _index_arrays(windows, frames)
     texts = {"encoding": encoding.model_dump_json(), "summary": json.dumps(summary, sort_keys=True, allow_nan=False)}
     assert max(map(len, texts.values())) <= MAX_ATTRIBUTE_BYTES, "a summary is a few numbers"
@@ -101,8 +103,7 @@ def shard_bytes(
         file.attrs["index_sha256"] = np.bytes_(_index_digest(index, texts))
         for name, array in index.items():
             file.create_dataset(name, data=array, track_times=False)
-        for spec in fields(encoding):
-            write_frames(file, spec.name, spec.dtype, padded[spec.name], frames[spec.name])
+        write_frames(file, RECORDS, padded, frames)
         file.flush()
         image: bytes = file.id.get_file_image()
     return image
@@ -113,21 +114,19 @@ def _require_size(what: str, got: int, most: int, do: str) -> None:
         raise UsageError(what, expected=f"at most {most}", got=str(got), do=do)
 
 
-def _frames(rows: Sequence[Codes], encoding: Encoding) -> tuple[dict[str, list[bytes]], dict[str, int]]:
-    compressor = new_compressor()
-    padded = {spec.name: max(len(row[spec.name]) for row in rows) for spec in fields(encoding)}
-    longest = max(padded[spec.name] * spec.dtype.itemsize for spec in fields(encoding))
-    _require_size("bytes of one field of a window", longest, MAX_CHUNK_BYTES, "set a smaller max_length or k")
-    return {name: [compress(row[name], count, compressor) for row in rows] for name, count in padded.items()}, padded
+def _frames(rows: Sequence[Codes]) -> tuple[list[bytes], int]:
+    compressor, padded = new_compressor(), max(sum(map(len, row.sections)) for row in rows)
+    _require_size("bytes of a window", padded, MAX_CHUNK_BYTES, "set a smaller max_length or k")
+    return [compress(row.sections, padded, compressor)[0] for row in rows], padded
 
 
-def _index_arrays(windows: Sequence[CachedWindow], frames: dict[str, list[bytes]]) -> dict[str, NDArray[Any]]:
+def _index_arrays(windows: Sequence[CachedWindow], frames: Sequence[bytes]) -> dict[str, NDArray[Any]]:
     numbers = {
         "window_id": [int(window.id, 16) for window in windows],
         "token_count": [len(window.tokens) for window in windows],
         "entry_count": [len(window.head_ids_E) for window in windows],
         "prompt_tokens": [window.prompt_tokens for window in windows],
-        "checksum": [window_checksum(parts) for parts in zip(*frames.values(), strict=True)],
+        "checksum": [zlib.crc32(frame) for frame in frames],
     }
     index: dict[str, NDArray[Any]] = {name: np.array(values, INDEX_TYPES[name]) for name, values in numbers.items()}
     names = [_cut(window.document) for window in windows]
@@ -139,14 +138,6 @@ def _cut(name: str) -> bytes:
     return name.encode(errors="replace")[:MAX_DOCUMENT_BYTES].decode(errors="ignore").encode()
 
 
-def window_checksum(frames: Sequence[bytes]) -> int:
-    """CRC-32 over a window's frames in field order: finds frames that are whole but another window's."""
-    crc = 0
-    for frame in frames:
-        crc = zlib.crc32(frame, crc)
-    return crc
-
-
 def _index_digest(index: dict[str, NDArray[Any]], texts: dict[str, str]) -> str:
     digest = hashlib.sha256()
     for name in sorted(texts):
@@ -156,14 +147,13 @@ def _index_digest(index: dict[str, NDArray[Any]], texts: dict[str, str]) -> str:
     return digest.hexdigest()
 
 
-def write_frames(file: h5py.File, name: str, dtype: np.dtype[Any], padded: int, frames: Sequence[bytes]) -> None:
-    """A field dataset from ready-made chunks."""
+def write_frames(file: h5py.File, name: str, padded: int, frames: Sequence[bytes]) -> None:
+    """A dataset of bytes from ready-made chunks."""
     dataset = file.create_dataset(
         name,
         shape=(len(frames), padded),
         chunks=(1, padded),
-        dtype=dtype,
-        shuffle=True,
+        dtype=np.uint8,
         track_times=False,
         **hdf5plugin.Zstd(clevel=1),
     )
@@ -188,14 +178,9 @@ def read_index(path: Path, encoding: Encoding | None = None) -> ShardIndex:
         index = {name: file[name][...] for name in (*INDEX_TYPES, "document")}
         if _index_digest(index, texts) != read_text_attribute(file, "index_sha256", path):
             raise _unfit(path, "an index that fits its checksum", "a damaged one")
-        if {spec.name for spec in fields(own)} != SHARD.fields.keys() & set(file):
-            raise _unfit(path, "the fields its encoding asks for", "others")
-        if any(file[spec.name].dtype != spec.dtype for spec in fields(own)):
-            raise _unfit(path, "the types its encoding asks for", "others")
-        tables = {spec.name: chunk_table(file[spec.name], path) for spec in fields(own)}
-        padded = {spec.name: int(file[spec.name].shape[1]) for spec in fields(own)}
+        offset, size = chunk_table(file[RECORDS], path)
+        padded = int(file[RECORDS].shape[1])
     _check_counts(index, padded, own, path)
-    offset, size = ({name: table[part] for name, table in tables.items()} for part in (0, 1))
     summary = _summary(texts["summary"], path)
     return ShardIndex(path, own, summary, **index, padded=padded, offset=offset, size=size)
 
@@ -221,16 +206,14 @@ def _summary(text: str, path: Path) -> dict[str, Any]:
     return summary
 
 
-def _check_counts(index: dict[str, NDArray[Any]], padded: dict[str, int], encoding: Encoding, path: Path) -> None:
+def _check_counts(index: dict[str, NDArray[Any]], padded: int, encoding: Encoding, path: Path) -> None:
     positions = index["token_count"].astype(np.int64) - 1
     entries = index["entry_count"].astype(np.int64)
     widest = min(encoding.k, encoding.vocab_size)
     wrong = positions.min() < 1 or bool((index["prompt_tokens"] > index["token_count"]).any())
     wrong |= bool(((entries < positions) | (entries > positions * widest)).any())
-    for spec in fields(encoding):
-        longest = spec.per_window + spec.per_position * positions + spec.per_entry * entries
-        wrong |= int(longest.max()) != padded[spec.name]
-    if wrong:
+    least, most = encoding.limits(positions, entries)
+    if wrong or not int(least.max()) <= padded <= int(most.max()):
         raise _unfit(path, "window lengths that fit its arrays", "others")
 
 

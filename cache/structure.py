@@ -22,7 +22,7 @@ from shared.errors import RunError
 
 ZSTD_FILTER = 32015  # registered HDF5 filter id
 MAX_WINDOWS = 1 << 20  # in a shard; with MAX_DOCUMENT_BYTES this bounds the index at 300 MB
-MAX_CHUNK_BYTES = 1 << 25  # one window's field, decoded: 131,072 positions of 64 ids, 4 bytes each
+MAX_CHUNK_BYTES = 1 << 25  # one window, decoded: 130,000 positions of 64 ids and 64 coordinates
 MAX_DOCUMENT_BYTES = 256
 MAX_ATTRIBUTE_BYTES = 1 << 15
 
@@ -37,7 +37,6 @@ class Layout:
         texts: the other root attributes, fixed-length strings.
         index: contiguous datasets [W] and their types (S: fixed-length text); the first one tells W.
         fields: datasets [W, L], a row a chunk, and their possible types.
-        optional: fields that may be absent.
     """
 
     format: str
@@ -45,7 +44,6 @@ class Layout:
     texts: frozenset[str]
     index: dict[str, str]
     fields: dict[str, tuple[str, ...]]
-    optional: frozenset[str] = frozenset()
 
     @property
     def attributes(self) -> frozenset[str]:
@@ -55,7 +53,7 @@ class Layout:
 
 SHARD = Layout(
     format="codestill-shard",
-    version=2,
+    version=3,
     texts=frozenset({"encoding", "summary", "index_sha256"}),
     index={
         "window_id": "uint64",
@@ -65,25 +63,9 @@ SHARD = Layout(
         "checksum": "uint32",
         "document": "S",
     },
-    fields={
-        "ids": ("uint16", "uint32"),
-        "head_sizes": ("uint8", "uint16"),
-        "head_values": ("uint16",),
-        "tail_mass": ("uint16",),
-        "tail": ("uint16",),
-        "gold": ("uint16",),
-        "coords_wide": ("uint16",),
-        "coords": ("uint8",),
-    },
-    optional=frozenset({"coords_wide", "coords"}),  # only in caches that keep the tail's shape
+    fields={"records": ("uint8",)},
 )
-BASIS = Layout(
-    "codestill-basis",
-    2,
-    frozenset(),
-    {"scale": "float32"},
-    {"codes": ("uint16",), "pairs": ("uint8",), "weights": ("uint16",)},
-)
+BASIS = Layout("codestill-basis", 3, frozenset(), {"checksum": "uint32"}, {"stream": ("uint8",)})
 
 DAMAGE = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError)
 """What h5py raises on a damaged or hostile file, depending on which byte is wrong (a test flips every one)."""
@@ -138,8 +120,7 @@ def _check_attributes(file: h5py.File, layout: Layout, path: Path) -> None:
 
 def _check_names(file: h5py.File, layout: Layout, path: Path) -> None:
     """Exactly our datasets, each a hard link to a dataset whose bytes lie in this file."""
-    names = layout.index.keys() | (layout.fields.keys() - layout.optional)
-    names |= {name for name in layout.optional if name in file}
+    names = layout.index.keys() | layout.fields.keys()
     if len(file) != len(names) or set(file) != names:
         raise _refuse(path, "exactly the datasets of the format", f"{len(file)} objects of other names")
     for name in sorted(names):
@@ -169,8 +150,7 @@ def _check_datasets(file: h5py.File, layout: Layout, path: Path) -> None:
     for name, kind in layout.index.items():
         _check_index(file[name], kind, shape[0], path)
     for name, kinds in layout.fields.items():
-        if name in file:
-            _check_field(file[name], kinds, shape[0], path)
+        _check_field(file[name], kinds, shape[0], path)
 
 
 def _check_index(dataset: h5py.Dataset, kind: str, windows: int, path: Path) -> None:
@@ -196,8 +176,8 @@ def _check_field(dataset: h5py.Dataset, kinds: tuple[str, ...], windows: int, pa
         raise _refuse(path, f"'{dataset.name}' with one window a chunk", f"chunks {dataset.chunks}")
     plist = dataset.id.get_create_plist()
     filters = [plist.get_filter(number)[0] for number in range(plist.get_nfilters())]
-    if filters != [h5py.h5z.FILTER_SHUFFLE, ZSTD_FILTER]:
-        raise _refuse(path, f"'{dataset.name}' filtered by shuffle and zstd", f"filters {filters}")
+    if filters != [ZSTD_FILTER]:
+        raise _refuse(path, f"'{dataset.name}' filtered by zstd", f"filters {filters}")
 
 
 def read_text_attribute(file: h5py.File, name: str, path: Path) -> str:

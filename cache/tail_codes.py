@@ -1,7 +1,8 @@
 """The tail's mass at the nodes as small integers: what a smooth curve leaves over once its neighbours are known.
 
 f is convex and smooth (cache/tail.py), so its distance from the chord through f(0) and f(1) at one node is nearly a linear
-function of the distances at the nodes already known. Stored are f(1) and, node after node from the largest beta down, what that
+function of the distances at the nodes already known. Stored are the tail's log-odds at T = 1, which give f(1) and the head's
+mass with the same relative error, and, node after node from the largest beta down, what that
 prediction misses. Not for the other fields of a record (cache/encoding.py). FORMAT.md says the same in words.
 
 Legend: P positions, N nodes, M = N - 1 nodes other than beta = 1, in the order ORDER.
@@ -14,11 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.packing import unzigzag, zigzag
 from cache.tail import NODES, ONE
 
-NO_TAIL = 65535  # code of f(1) where the head is the whole vocabulary
-TOP_CODE = 65534
+NO_TAIL = -32768  # code of the log-odds where there is no tail mass
+TOP_ODDS = 32767
 TOP_RESIDUAL = 32767
 
 BETA_N = np.array(NODES)
@@ -58,24 +58,42 @@ def _linear() -> NDArray[np.float64]:
 _LINEAR_XN = _linear()
 
 
-def encode_mass(
-    tail_PN: NDArray[np.floating[Any]], nothing_P: NDArray[np.float64], mass_step: float, gap_step: float
-) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-    """Codes of f(1) [P] and of what the prediction misses at the other nodes [M, P].
+def encode_odds(odds_P: NDArray[np.float64], step: float) -> NDArray[np.int32]:
+    """Codes of the tail's log-odds, log(mass / (1 - mass)) at T = 1; -inf (no tail) is NO_TAIL."""
+    with np.errstate(invalid="ignore"):
+        codes_P = np.clip(np.rint(odds_P / step), -TOP_ODDS, TOP_ODDS)
+    return np.where(np.isneginf(odds_P), NO_TAIL, codes_P).astype(np.int32)
+
+
+def odds_of(one_P: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log-odds of a tail with f(1) = `one_P`; where the tail would have to be more than everything, nearly all."""
+    with np.errstate(divide="ignore"):
+        return one_P - np.log(-np.expm1(np.minimum(one_P, -1e-15)))
+
+
+def decode_odds(codes_P: NDArray[np.integer[Any]], step: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(f(1), log of the head's mass): together they are 1."""
+    odds_P = np.where(codes_P == NO_TAIL, -np.inf, codes_P * step)
+    small_P = np.log1p(np.exp(-np.abs(odds_P)))
+    return np.minimum(odds_P, 0) - small_P, np.minimum(-odds_P, 0) - small_P
+
+
+def encode_gaps(
+    tail_PN: NDArray[np.floating[Any]], one_P: NDArray[np.float64], nothing_P: NDArray[np.float64], step: float
+) -> NDArray[np.int32]:
+    """What the prediction misses at the other nodes [M, P], zeros where there is no tail.
 
     Args:
-        tail_PN: f at NODES; -inf where there is no tail.
+        tail_PN: f at NODES.
+        one_P: f(1) as decoded.
         nothing_P: f(0), the log of the number of ids outside the head.
     """
-    empty_P = np.isneginf(tail_PN[:, ONE])
-    tail_PN = np.where(empty_P[:, None], 0.0, tail_PN.astype(np.float64))
-    mass_P = np.clip(np.rint(-tail_PN[:, ONE] / mass_step), 0, TOP_CODE)
-    chord_PN = _chord(-mass_P * mass_step, nothing_P)
-    gaps_PM = (SIDE_N * (tail_PN - chord_PN))[:, ORDER]
-    residual_MP = _residuals(gaps_PM.T, CHORD_M[:, None] * (-mass_P * mass_step - nothing_P), gap_step)
+    empty_P = np.isneginf(one_P)
+    one_P, tail_PN = np.where(empty_P, 0.0, one_P), np.where(empty_P[:, None], 0.0, tail_PN)
+    gaps_PM = (SIDE_N * (tail_PN - _chord(one_P, nothing_P)))[:, ORDER]
+    residual_MP = _residuals(gaps_PM.T, CHORD_M[:, None] * (one_P - nothing_P), step)
     residual_MP[:, empty_P] = 0
-    mass_P[empty_P] = NO_TAIL
-    return mass_P.astype("<u2"), zigzag(residual_MP)
+    return residual_MP
 
 
 def _residuals(gaps_MP: NDArray[np.float64], chord_MP: NDArray[np.float64], step: float) -> NDArray[np.int32]:
@@ -89,21 +107,18 @@ def _residuals(gaps_MP: NDArray[np.float64], chord_MP: NDArray[np.float64], step
     return residual_MP
 
 
-def decode_mass(
-    mass_P: NDArray[np.uint16],
-    residual_MP: NDArray[np.uint16],
-    nothing_P: NDArray[np.float64],
-    mass_step: float,
-    gap_step: float,
+def decode_gaps(
+    residual_MP: NDArray[np.integer[Any]], one_P: NDArray[np.float64], nothing_P: NDArray[np.float64], step: float
 ) -> NDArray[np.float32]:
     """f at NODES, float32 [P, N]."""
-    known_XP = np.empty((len(ORDER) + 3, len(mass_P)))
-    np.multiply(unzigzag(residual_MP), gap_step, out=known_XP[:-3])
+    known_XP = np.empty((len(ORDER) + 3, len(one_P)))
+    np.multiply(residual_MP, step, out=known_XP[:-3])
     known_XP[-3], known_XP[-1] = 1, nothing_P
-    np.multiply(mass_P, -mass_step, out=known_XP[-2])
+    empty_P = np.isneginf(one_P)
+    known_XP[-2] = np.where(empty_P, 0.0, one_P)
     tail_PN = (known_XP.T @ _LINEAR_XN).astype(np.float32)
     tail_PN[:, ONE] = known_XP[-2]
-    tail_PN[mass_P == NO_TAIL] = -np.inf
+    tail_PN[empty_P] = -np.inf
     return tail_PN
 
 

@@ -10,6 +10,7 @@ from stage1_teacher.config import CaptureConfig
 from stage1_teacher.generate_config import GenerateConfig
 from stage1_teacher.select_config import SelectConfig
 from stage2_student.config import TrainConfig
+from stage2_student.sweep_config import SweepConfig
 
 FOLDER = Path(__file__).resolve().parent / "schemas"
 
@@ -20,6 +21,7 @@ if __name__ == "__main__":
         "generate": GenerateConfig,
         "select": SelectConfig,
         "train": TrainConfig,
+        "sweep": SweepConfig,
         "eval": EvalConfig,
     }.items():
         (FOLDER / f"{name}.json").write_text(schema_text(model), encoding="utf-8")

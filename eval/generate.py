@@ -23,12 +23,12 @@ from eval.config import EvalConfig
 from eval.models import LoadedModel
 from eval.prompts import Preset
 from shared.errors import RunError, UsageError
+from shared.memory import is_out_of_memory
 from shared.sampling import (
     Choose,
     RequireNumbers,
     StopWords,
     draws_of,
-    is_out_of_memory,
     left_padded,
     text_of_new,
 )

@@ -45,11 +45,6 @@ def text_of_new(tokenizer: Any, prompt_ids: Sequence[int], new_ids: Sequence[int
     return str(whole[len(prompt) :])
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """A GPU's allocator has a class for it, a CPU's only a sentence."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 class RequireNumbers(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed here
     """Stops a model whose training diverged, which would otherwise answer something and score 0."""
 

@@ -21,6 +21,7 @@ from pydantic import Field
 
 from shared.config import StrictModel
 from shared.errors import UsageError
+from shared.retry import retrying
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,8 +85,11 @@ def load_tokenizer(ref: str, revision: str | None = None) -> PreTrainedTokenizer
     if Path(ref).is_absolute():
         _require_tokenizer_files(Path(ref))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            ref, revision=revision, use_fast=True, trust_remote_code=False, local_files_only=local
+        tokenizer = retrying(
+            f"tokenizer {ref}",
+            lambda: AutoTokenizer.from_pretrained(
+                ref, revision=revision, use_fast=True, trust_remote_code=False, local_files_only=local
+            ),
         )
     except Exception as error:  # noqa: BLE001 (tokenizers raises a plain Exception for a damaged tokenizer.json)
         got, do = (f"{type(error).__name__}: {error}", "repair the directory") if local else why_not_opened(error)

@@ -6,7 +6,6 @@ Legend: S measured positions, V vocabulary.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from cache.manifest import Selection
 from shared.config import check_config
+from shared.memory import free_memory
 from shared.tokenizer import fingerprint, load_tokenizer, require_same
 from shared.windows import Window
 from stage1_teacher.aim import Sample
@@ -39,15 +39,8 @@ def beliefs(config: CaptureConfig, windows: Sequence[Window], teacher: TeacherCo
     model = load_teacher(chosen.teacher)
     sample = read_sample(model, windows, chosen, sum(len(window.tokens) - 1 for window in windows))
     del model
-    forget()
+    free_memory()
     return sample
-
-
-def forget() -> None:
-    """Give back the memory of a model that nobody names any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def original_of(config: CaptureConfig, other: str) -> TeacherConfig:

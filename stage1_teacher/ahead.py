@@ -34,6 +34,7 @@ class Ahead:
 
     windows: int
     tokens: int
+    longest: int  # tokens of a window
     sha256: str
     shard_tokens: tuple[int, ...]  # tokens of each shard of the whole corpus
 
@@ -48,7 +49,7 @@ def look_ahead(config: CaptureConfig, tokenizer: PreTrainedTokenizerBase) -> Ahe
         digest.update(bytes.fromhex("".join(window.id for window in shard)))
         tokens.append(tokens_in(shard))
     name_dropped(counts)
-    return Ahead(counts.windows, counts.tokens, digest.hexdigest(), tuple(tokens))
+    return Ahead(counts.windows, counts.tokens, counts.longest, digest.hexdigest(), tuple(tokens))
 
 
 def readable_windows(

@@ -6,6 +6,8 @@ part is says parts.py.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -20,40 +22,50 @@ from cache.summary import figures
 from cache.writer import PROGRESS_FOLDER, CacheWriter, finished, writing
 from shared.errors import UsageError
 from shared.files import atomic_write
-from shared.tokenizer import check_model_vocabulary, fingerprint, load_tokenizer, save_tokenizer
+from shared.tokenizer import fingerprint, load_tokenizer, save_tokenizer
 from shared.windows import Window, WindowCounts
 from stage1_teacher.ahead import (
     Ahead,
     corpus_facts,
     in_shards,
     look_ahead,
-    name_unreadable,
+    manifest_counts,
+    name_dropped,
     plan_of,
     readable_windows,
     tokens_in,
     window_facts,
 )
+from stage1_teacher.budget import BUDGET, budget_for
 from stage1_teacher.config import CaptureConfig
 from stage1_teacher.fitting import fit_shape, fitted_bytes, take_shape
 from stage1_teacher.parts import WHOLE, Part
+from stage1_teacher.quantisation import room_for
+from stage1_teacher.rates import Rates, measure
 from stage1_teacher.reading import Reader, ShardReading
 from stage1_teacher.shape import Projection, why_not
 from stage1_teacher.shape_file import KEPT, basis_bytes, describe
 from stage1_teacher.status import Progress
-from stage1_teacher.teacher import TeacherModel, load_teacher
+from stage1_teacher.teacher import TeacherModel, load_teacher, require_fit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 def capture(
-    config: CaptureConfig, *, part: Part | None = None, shape: Path | None = None, progress: bool = True
+    config: CaptureConfig,
+    *,
+    part: Part | None = None,
+    shape: Path | None = None,
+    progress: bool = True,
+    told: Callable[[Rates], object] = lambda _: None,
 ) -> Manifest:
     """Let the teacher read the corpus and write the cache, or one part of it into a directory of its own.
 
     Args:
         part: which; written to `part.directory(config.cache)`. None captures everything.
         shape: the tail's shape as `fit` wrote it, taken instead of fitting it.
+        told: called with this run's speed, if it read anything.
     Returns:
         the manifest; at once if this capture had already finished.
     Raises:
@@ -65,8 +77,9 @@ def capture(
     part = part or WHOLE
     tokenizer, ahead = _look(config, part)
     teacher = load_teacher(config.teacher)
-    check_model_vocabulary(len(tokenizer), teacher.vocab_size)
-    projection = take_shape(config, teacher, tokenizer, ahead, shape, progress=progress)
+    require_fit(teacher, len(tokenizer), ahead.longest if ahead else 0)
+    with room_for(f"teacher {teacher.facts.id}, fitting the tail's shape", teacher.facts.parameters, config.teacher):
+        projection = take_shape(config, teacher, tokenizer, ahead, shape, progress=progress)
     identity = identify(config, teacher, tokenizer, projection, ahead)
     done = finished(config.cache, identity)
     if done is not None:
@@ -78,10 +91,13 @@ def capture(
         if projection is not None:
             atomic_write(config.cache / PROGRESS_FOLDER / KEPT, fitted_bytes(config, projection, teacher, ahead))
         plan = plan_of(config, part, ahead)
+        budget = budget_for(config, teacher, config.cache / PROGRESS_FOLDER / BUDGET)
         tell = Progress(config.cache / PROGRESS_FOLDER, plan, *_sealed_before(writer))
         with tqdm(total=plan.tokens, unit="tok", unit_scale=True, desc="capture", disable=not progress) as bar:
-            reader = Reader(teacher, projection, identity.encoding, config)
-            counts = _read_all(config, part, reader, tokenizer, writer, tell, bar)
+            reader = Reader(teacher, projection, identity.encoding, config, budget)
+            counts, rates = _read_all(config, part, reader, tokenizer, writer, tell, bar)
+        if rates is not None:
+            told(rates)
         return _finish(config, part, writer, counts, tokenizer)
 
 
@@ -93,11 +109,12 @@ def fit(config: CaptureConfig, out: Path, *, progress: bool = True) -> Projectio
     """
     tokenizer, ahead = _look(config, WHOLE)
     teacher = load_teacher(config.teacher)
-    check_model_vocabulary(len(tokenizer), teacher.vocab_size)
+    require_fit(teacher, len(tokenizer), ahead.longest if ahead else 0)
     reason = "shape: null" if config.shape is None else why_not(teacher)
     if reason:
         raise UsageError("fit", expected="a tail with a shape", got=reason, do="capture the parts without --shape")
-    projection = fit_shape(config, teacher, tokenizer, ahead, progress=progress)
+    with room_for(f"teacher {teacher.facts.id}", teacher.facts.parameters, config.teacher):
+        projection = fit_shape(config, teacher, tokenizer, ahead, progress=progress)
     assert projection is not None, "asked for above"
     atomic_write(out, fitted_bytes(config, projection, teacher, ahead))
     return projection
@@ -144,8 +161,9 @@ def _read_all(
     writer: CacheWriter,
     tell: Progress,
     bar: Any,
-) -> WindowCounts:
+) -> tuple[WindowCounts, Rates | None]:
     windows, counts = readable_windows(config, tokenizer)
+    start, read, example = time.perf_counter(), 0, None
 
     def advance(tokens: int) -> None:
         bar.update(tokens)
@@ -164,16 +182,22 @@ def _read_all(
                 _require_same_windows(writer, number, shard)
                 bar.update(tokens_in(shard))
                 continue
+            if config.corpus.streamed:
+                require_fit(reader.teacher, len(tokenizer), max(len(window.tokens) for window in shard))
             reading = reader.read_shard(shard, number, advance)
+            read, example = read + tokens_in(shard), shard
             if pending is not None:
                 pending.result()  # one shard in flight bounds the memory, and a full disk is told soon
             pending = sealing.submit(seal, number, reading, tokens_in(shard))
         if pending is not None:
             pending.result()
-    if config.corpus.streaming:  # nothing was known ahead
-        name_unreadable(counts)
+    seconds = time.perf_counter() - start
+    if config.corpus.streamed:  # nothing was known ahead
+        name_dropped(counts)
     part.require_shards(-(-counts.windows // config.windows_per_shard))  # a stream tells how much there is at its end
-    return counts
+    if example is None:
+        return counts, None
+    return counts, measure(reader.teacher, example, read, seconds, reader.budget)
 
 
 def _sealed_before(writer: CacheWriter) -> tuple[int, int]:
@@ -216,8 +240,7 @@ def _finish(
     return writer.finish(
         folder,
         share=part.share,
-        counts={"documents": counts.documents, "windows": counts.windows}
-        | {f"dropped_{reason}": count for reason, count in sorted(counts.dropped.items())},
+        counts=manifest_counts(counts),
         **figures([index.summary for index in indexes], positions),
         made_with={name: version(name) for name in ("codestill", "torch", "transformers")},
     )

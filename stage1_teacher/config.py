@@ -5,7 +5,7 @@ Not for the meaning of a record (cache/FORMAT.md) nor for reading text (shared/c
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,13 +15,27 @@ from shared.corpus_config import CorpusConfig
 from shared.windows import WindowConfig
 
 
+class QuantisationConfig(StrictModel):
+    """Fewer bits for the teacher's body (bitsandbytes, extra `quant`); its head stays as it is."""
+
+    bits: Literal[4, 8] = Field(
+        description="of a weight: 4 is NF4, quantised twice, computed in teacher.dtype; 8 is LLM.int8"
+    )
+
+
 class TeacherConfig(StrictModel):
     """A Hugging Face causal language model. Safetensors only; code that came with it is never run."""
 
     model: ModelRef = Field(description="directory (./x, ../x, /x, ~/x) or hub id")
-    revision: str | None = Field(default=None, description="hub commit or tag; the newest if absent")
+    revision: str | None = Field(
+        default=None, description="hub commit or tag; the newest if absent. The manifest names the commit that was read"
+    )
     dtype: Literal["bfloat16", "float32"] = Field(default="bfloat16", description="of the weights while capturing")
     device_map: str = Field(default="auto", description="accelerate's device_map: auto, cpu, cuda:0, balanced, ...")
+    quantisation: QuantisationConfig | None = Field(default=None, description="fewer bits for a card that is too small")
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = Field(
+        default="sdpa", description="transformers' attn_implementation; flash_attention_2 needs the package flash-attn"
+    )
 
 
 class FidelityConfig(StrictModel):
@@ -76,4 +90,8 @@ class CaptureConfig(StrictModel):
     windows_per_shard: int = Field(
         default=512, ge=1, le=65536, description="windows a file; a crash loses at most one file"
     )
-    batch_tokens: int = Field(default=4096, ge=1, description="tokens in one forward pass, padding included")
+    batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto",
+        description="tokens in one forward pass, padding included; auto is what the GPU's memory holds, 4096 on a CPU. It "
+        "decides the last digits of bfloat16: give a number where machines of different memory must write the same bytes",
+    )

@@ -74,11 +74,12 @@ class Rebuilder:
     def __init__(self, vocab_size: int, basis: Basis | None) -> None:
         self._mean_V = torch.zeros(vocab_size) if basis is None else torch.from_numpy(basis.mean_V)
         self._basis_RV = torch.zeros(0, vocab_size) if basis is None else torch.from_numpy(basis.basis())
+        self._last: tuple[CachedWindow, int, Tensor] | None = None  # asked for again at the next temperature
 
     def log_p(self, window: CachedWindow, position: int, beta: float) -> Tensor:
         """log p_T, float64 [V]."""
         ids_K, head_K = _head(window, position, beta)
-        z_V = (beta * (self._mean_V + torch.from_numpy(window.coords_PR[position]) @ self._basis_RV)).double()
+        z_V = (beta * self._logits(window, position)).double()
         z_V[ids_K] = -torch.inf
         rest = torch.tensor(log_tail(window, position, len(z_V) - len(ids_K), beta), dtype=torch.float64)
         if len(ids_K) < len(z_V):
@@ -86,6 +87,13 @@ class Rebuilder:
         log_z = torch.logaddexp(head_K.logsumexp(dim=0), rest)
         z_V[ids_K] = head_K
         return z_V - log_z
+
+    def _logits(self, window: CachedWindow, position: int) -> Tensor:
+        """Of the tail's shape alone, float32 [V]."""
+        if self._last is None or self._last[0] is not window or self._last[1] != position:
+            z_V = self._mean_V + torch.from_numpy(window.coords_PR[position]) @ self._basis_RV
+            self._last = (window, position, z_V)
+        return self._last[2]
 
 
 def _head(window: CachedWindow, position: int, beta: float) -> tuple[Tensor, Tensor]:
@@ -113,13 +121,18 @@ def add_to(
         positions: S of its positions.
         truth_SV: the teacher's log-probabilities at T = 1 there, any float type.
     """
-    for row in sums:
-        for position, truth_V in zip(positions, truth_SV, strict=True):
+    for position, truth_V in zip(positions, truth_SV, strict=True):
+        for row in sums:
             found = measure(rebuild, window, position, truth_V.double(), row["temperature"])
             for name in SUMS:
                 row[name] += found[name]
             row["tail_mass_error_max"] = max(row["tail_mass_error_max"], found["tail_mass_error"])
             row["positions"] += 1
+
+
+def rounded(sums: dict[str, float]) -> dict[str, float]:
+    """To 8 digits: a float64's last ones depend on how many threads added it up, and all machines must write the same."""
+    return {name: value if isinstance(value, int) else float(f"{value:.8g}") for name, value in sums.items()}
 
 
 def measure(

@@ -15,25 +15,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.utils import logging as transformers_logging
 
 from shared.errors import RunError, UsageError
 from shared.files import sha256_file
+from shared.memory import is_out_of_memory
 from shared.sampling import (
     Choose,
     RequireNumbers,
     StopWords,
     draws_of,
-    is_out_of_memory,
     left_padded,
     text_of_new,
 )
-from shared.tokenizer import check_model_vocabulary, encode_document, load_tokenizer, why_not_opened
+from shared.tokenizer import check_model_vocabulary, encode_document, load_tokenizer
 from stage1_teacher.config import TeacherConfig
 from stage1_teacher.generate_config import GenerateConfig
 from stage1_teacher.prompt_sets import Prompt
-from stage1_teacher.quantisation import asked_for, too_small, what_it_is
+from stage1_teacher.quantisation import what_it_is
+from stage1_teacher.teacher import open_model
 
 
 @dataclass(frozen=True)
@@ -64,27 +65,8 @@ def open_local(config: TeacherConfig) -> LocalTeacher:
         UsageError: no such model or tokenizer, weights in another format, or a tokenizer larger than the model.
     """
     transformers_logging.disable_progress_bar()  # it would tear our own progress line
-    local = Path(config.model).is_absolute()
     tokenizer = load_tokenizer(config.model, config.revision)
-    quantisation = asked_for(config)
-    asked = {} if quantisation is None else {"quantization_config": quantisation}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            config.model,
-            revision=config.revision,
-            dtype=getattr(torch, config.dtype),
-            device_map=config.device_map,
-            attn_implementation=config.attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=local,
-            **asked,
-        ).eval()
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and is_out_of_memory(error):
-            raise too_small(f"teacher {Path(config.model).name}", None, config) from None
-        got, do = (str(error), "repair the directory") if local else why_not_opened(error)
-        raise UsageError(f"teacher {config.model}", expected="a causal LM", got=got, do=do) from None
+    model = open_model(config)
     check_model_vocabulary(len(tokenizer), model.get_input_embeddings().weight.shape[0])
     own = model.generation_config.eos_token_id
     ends = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]

@@ -7,7 +7,9 @@ Not for joining parts: `python -m cache merge`.
 
 from __future__ import annotations
 
+import glob
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +47,12 @@ class Part:
         """The part whose directory this is, by its name; None for a whole cache's."""
         match = _FOLDER.fullmatch(directory.name)
         return cls(int(match[1]), int(match[2])) if match else None
+
+    @classmethod
+    def of_rank(cls, environ: Mapping[str, str]) -> Part | None:
+        """The part that torchrun's RANK and WORLD_SIZE mean; None where there is one process alone."""
+        size = int(environ.get("WORLD_SIZE", "1"))
+        return cls(int(environ["RANK"]) + 1, size) if size > 1 and "RANK" in environ else None
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
@@ -87,3 +95,9 @@ class Part:
 
 
 WHOLE = Part(1, 1)
+
+
+def parts_beside(cache: Path) -> list[Path]:
+    """The directories of parts that stand beside `cache`, whatever they were split into."""
+    found = sorted(cache.parent.glob(f"{glob.escape(cache.name)}-part-*-of-*"))
+    return [path for path in found if (part := Part.named_by(path)) and part.directory(cache) == path and path.is_dir()]

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache.manifest import Selection
-from cache.packing import NARROW
 from cache.shape import Basis, predicting, quantise_basis
 from shared.errors import UsageError
 from stage1_teacher.selection import top_k_mask
@@ -35,7 +34,7 @@ POSITIONS = 3072  # of the sample, for metric and prediction: beyond these nothi
 PLAIN = 0.1  # share of the metric that looks at every token alike
 SMALLEST = 1e-10  # eigenvalues of G below this share of the largest are directions that no logit sees
 ROWS = 128  # positions, or 64 times as many rows of the head, taken to the device's registers at once
-TAILS = 5.0  # standard deviations of a coordinate that must fit into half a byte
+NOISE = 2.0  # standard deviation, in steps, from which on the lowest bit of a coordinate is noise
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Projection:
         directions_DR: float32, P.
         basis: what a reader needs.
         step: of the coordinates.
-        wide: leading coordinates that half a byte does not hold.
+        wide: how many coordinates, the first ones, have at least one low bit beside their half byte, at least two, ...
         explained: share of the sample's tail information that the R directions hold.
     """
 
@@ -55,7 +54,7 @@ class Projection:
     directions_DR: Tensor
     basis: Basis
     step: float
-    wide: int
+    wide: tuple[int, ...]
     explained: float
 
     def coordinates(self, hidden_ND: Tensor) -> Tensor:
@@ -109,10 +108,17 @@ class Spectrum:
         )
         basis = predicting(basis, self.coords_SD[:, :directions], self.last_S, self.best_S)
         missed_SR = self.coords_SD[:, :directions] - basis.prior.coordinates(self.last_S, self.best_S)
-        wide = int((np.maximum.accumulate(missed_SR.std(axis=0)[::-1]) * TAILS > NARROW[1] * step).sum())
+        wide = _wide(missed_SR.std(axis=0) / step)
         explained = float((spread_R**2).sum() / (self.spread_D**2).sum())
         into_DR = self.into_DD[:, :directions].float()
         return Projection(self.mean_D.float(), into_DR, basis, step, wide, min(explained, 1.0))
+
+
+def _wide(steps_R: NDArray[np.float64]) -> tuple[int, ...]:
+    """Encoding.wide for coordinates of these standard deviations, in steps: the rest above low bits spreads by NOISE."""
+    widest_R = np.maximum.accumulate(steps_R[::-1])[::-1]
+    bits_R = np.ceil(np.log2(np.maximum(widest_R / NOISE, 1))).clip(max=12)
+    return tuple(int((bits_R >= bits).sum()) for bits in range(1, int(bits_R.max()) + 1))
 
 
 def why_not(teacher: TeacherModel) -> str:
@@ -173,7 +179,7 @@ def fit(
 
 def _metric(teacher: TeacherModel, sample_SD: Tensor, selection: Selection) -> tuple[Tensor, Tensor, Tensor]:
     """(G float64 [D, D]; mean over sample and temperatures of p_T / T^2 in the tail, float64 [V]; most likely ids [S])."""
-    weight_VD = teacher.head_weight_VD
+    weight_VD = teacher.head_weight_VD.float()
     best: list[Tensor] = []
     mass_V = torch.zeros(len(weight_VD), dtype=torch.float64, device=weight_VD.device)
     means: list[Tensor] = []

@@ -45,7 +45,7 @@ def describe(projection: Projection, sample_windows: int) -> TailShape:
         directions=projection.directions_DR.shape[1],
         step=projection.step,
         sample_windows=sample_windows,
-        explained=projection.explained,
+        explained=float(f"{projection.explained:.8g}"),  # see fidelity.rounded
         bytes=len(raw),
         sha256=hashlib.sha256(raw).hexdigest(),
     )
@@ -83,7 +83,7 @@ def parse_shape(raw: bytes, what: str, fitted_for: dict[str, Any], vocab_size: i
     shape = facts["shape"]
     basis = _basis(tensors["basis"], shape, vocab_size)
     mean_D, directions_DR = (tensors[name].clone().to(device) for name in ("mean", "directions"))
-    return Projection(mean_D, directions_DR, basis, shape.step, facts["wide"], shape.explained)
+    return Projection(mean_D, directions_DR, basis, shape.step, tuple(facts["wide"]), shape.explained)
 
 
 def is_for(raw: bytes, what: str, fitted_for: dict[str, Any]) -> bool:

@@ -17,7 +17,7 @@ from cache.lock import Holder, holder_of
 from cache.manifest import MANIFEST, read_manifest
 from cache.writer import LOCK, PROGRESS_FOLDER, SHARD_NAME
 from shared.errors import UsageError
-from stage1_teacher.parts import Part
+from stage1_teacher.parts import Part, parts_beside
 
 FILE = "progress.json"
 PERIOD = 2.0  # seconds between two writes while a shard is read
@@ -85,12 +85,13 @@ class Progress:
 
 
 def read_status(directory: Path) -> dict[str, Any]:
-    """How far the capture in `directory` is.
+    """How far the capture in `directory` is; where only its parts are there yet, beside it, how far they are together.
 
     Returns:
         directory; state ("at work", "stopped", "finished"); part; shards, windows, tokens sealed, and each of the three with
         `_in_all`; read_tokens by the run at work or the last one; tokens_per_second of that run; seconds_left; holder (host,
-        pid, seconds since its last heartbeat) where a process holds the lock. None where nobody knows.
+        pid, seconds since its last heartbeat) where a process holds the lock. None where nobody knows. Of parts together: the
+        sums, state "captured" where all have ended, and `parts`, the same of each.
     Raises:
         UsageError: no capture there.
         RunError: a damaged manifest.
@@ -98,6 +99,8 @@ def read_status(directory: Path) -> dict[str, Any]:
     if (directory / MANIFEST).is_file():
         return _finished(directory)
     work = directory / PROGRESS_FOLDER
+    if not work.is_dir() and (beside := parts_beside(directory)):
+        return _joint(directory, [read_status(path) for path in beside if _begun(path)])
     if not work.is_dir():
         got = "a directory without one" if directory.is_dir() else "no such directory"
         do = "check the path; a capture makes its directory once the teacher is open and the tail's shape is fitted"
@@ -130,6 +133,45 @@ def sealed_in(directory: Path) -> tuple[int, int | None]:
     return sum(SHARD_NAME.fullmatch(name) is not None for name in names), _progress(directory / PROGRESS_FOLDER).get(
         "shards"
     )
+
+
+def tokens_read(directory: Path) -> int:
+    """Tokens of the capture in `directory` that need not be read again, and those that were read since; 0 before it began."""
+    if (directory / MANIFEST).is_file():
+        return read_manifest(directory).total("tokens")
+    facts = _progress(directory / PROGRESS_FOLDER)
+    return int(facts.get("earlier_tokens", 0) + facts.get("read_tokens", 0))
+
+
+def _begun(directory: Path) -> bool:
+    return (directory / MANIFEST).is_file() or (directory / PROGRESS_FOLDER).is_dir()
+
+
+def _joint(directory: Path, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Parts together. Those that have not begun tell no totals, so then nobody knows these."""
+    of = max((int(part["part"].split("/")[1]) for part in parts), default=0)
+    states = {part["state"] for part in parts}
+    rates = [part["tokens_per_second"] for part in parts if part["state"] == "at work" and part["tokens_per_second"]]
+    found: dict[str, Any] = {
+        "directory": str(directory),
+        "part": None,
+        "holder": None,
+        "parts": parts,
+        "parts_in_all": of,
+    }
+    found["state"] = "at work" if "at work" in states else "stopped"
+    if states == {"finished"} and len(parts) == of:
+        found["state"] = "captured"
+    for name in ("shards", "windows", "tokens"):
+        totals = [part[f"{name}_in_all"] for part in parts]
+        found[name] = sum(part[name] for part in parts)
+        found[f"{name}_in_all"] = None if len(parts) < of or None in totals else sum(totals)
+    found["read_tokens"] = sum(part["read_tokens"] for part in parts)
+    found["tokens_per_second"] = sum(rates) or None
+    found["seconds_left"] = max((part["seconds_left"] or 0.0 for part in parts), default=0.0)
+    if len(parts) < of or any(part["seconds_left"] is None for part in parts):
+        found["seconds_left"] = None
+    return found
 
 
 def _finished(directory: Path) -> dict[str, Any]:
@@ -178,10 +220,19 @@ def _facts_of(holder: Holder) -> dict[str, Any]:
 
 
 def screen(found: dict[str, Any]) -> str:
-    """The same for a reader, three lines."""
+    """The same for a reader, three lines; and one for each part."""
     part = f", part {found['part']}" if found["part"] else ""
     counts = "; ".join(_count(found, name) for name in ("shards", "windows", "tokens"))
-    return f"{found['directory']}: {found['state']}{_who(found)}{part}\nsealed: {counts}\n{_rest(found)}"
+    return (
+        f"{found['directory']}: {found['state']}{_who(found)}{part}\nsealed: {counts}\n{_rest(found)}{_parts_of(found)}"
+    )
+
+
+def _parts_of(found: dict[str, Any]) -> str:
+    rows = [(part, _count(part, "shards"), _count(part, "tokens")) for part in found.get("parts", [])]
+    return "".join(
+        f"\n  {part['part']}: {part['state']}{_who(part)}, {shards}, {tokens}" for part, shards, tokens in rows
+    )
 
 
 def _who(found: dict[str, Any]) -> str:
@@ -199,6 +250,9 @@ def _count(found: dict[str, Any], name: str) -> str:
 def _rest(found: dict[str, Any]) -> str:
     if found["state"] == "finished":
         return f"next: python -m cache inspect {found['directory']}"
+    if found["state"] == "captured":
+        directory, of = found["directory"], found["parts_in_all"]
+        return f"next: python -m cache merge {directory}-part-*-of-{of:03d} --out {directory}"
     if found["state"] == "stopped":
         return "run the same capture command again: it goes on behind the sealed shards"
     if found["tokens_per_second"] is None:

@@ -21,9 +21,10 @@ from cache.encoding import Encoding
 from cache.manifest import Selection
 from shared.errors import UsageError
 from shared.files import atomic_write
-from shared.tokenizer import check_model_vocabulary, load_tokenizer
+from shared.memory import free_memory
+from shared.tokenizer import load_tokenizer
 from shared.windows import Window
-from stage1_teacher.against import beliefs, compare, forget, original_of
+from stage1_teacher.against import beliefs, compare, original_of
 from stage1_teacher.ahead import Ahead, look_ahead, readable_windows
 from stage1_teacher.aim import Sample, Trial, choose, directions_for, marginal_bytes, measure
 from stage1_teacher.config import CaptureConfig, ShapeConfig
@@ -40,7 +41,7 @@ from stage1_teacher.survey_measure import (
 )
 from stage1_teacher.survey_plot import draw
 from stage1_teacher.survey_text import advised_config, screen
-from stage1_teacher.teacher import TeacherModel, load_teacher
+from stage1_teacher.teacher import TeacherModel, load_teacher, require_fit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,10 +87,10 @@ def survey(config: CaptureConfig, wish: Wish, *, progress: bool = True) -> dict[
     fitted = sample_windows(config, tokenizer, ahead)
     windows = fitted[:: max(1, len(fitted) // wish.windows)][: wish.windows]
     teacher = load_teacher(config.teacher)
-    check_model_vocabulary(len(tokenizer), teacher.vocab_size)
+    require_fit(teacher, len(tokenizer), ahead.longest if ahead else 0)
     found, sample = measured(config, wish, teacher, fitted, windows, ahead, progress=progress)
     del teacher
-    forget()
+    free_memory()
     if original is not None:
         found["against"] = compare(sample, beliefs(config, windows, original), str(wish.against))
     return found

@@ -21,6 +21,7 @@ from cache.reader import Cache
 from cache.record import CachedWindow
 from shared.errors import CodestillError, RunError
 from stage2_student.loss import Positions
+from stage2_student.uld import Aligned
 
 
 class CachedWindows(Dataset[CachedWindow | CodestillError]):
@@ -91,7 +92,9 @@ def named_when_a_worker_dies() -> Iterator[None]:
 
 def record_of(batch: dict[str, Any]) -> Positions:
     """The loss's view of a batch."""
-    names = ("targets", "head_ids", "head_logprobs", "head_sizes", "tail", "coords")
+    names = ["targets", "head_ids", "head_logprobs", "head_sizes", "tail", "coords"]
+    if "aligned" in batch:
+        return Aligned(*(batch[name] for name in [*names, "aligned"]))
     return Positions(*(batch[name] for name in names))
 
 
@@ -105,10 +108,12 @@ class Collate:
     Attributes:
         mask_prompt: count only positions that predict a token after the prompt.
         pad_id: id put on padding; never looked at.
+        lengths_V: bytes of each token; None where they are not known.
     """
 
     mask_prompt: bool
     pad_id: int
+    lengths_V: NDArray[np.int64] | None = None
 
     def __call__(self, windows: list[CachedWindow | CodestillError]) -> dict[str, Any]:
         """A dict with
@@ -117,6 +122,7 @@ class Collate:
             counted: int64 [N], places in the flattened [B * T]
             targets: int64 [N]; head_ids: int64 [N, K]; head_logprobs: float32 [N, K], -inf on padding
             head_sizes: int64 [N]; tail: float32 [N, M]; coords: float32 [N, R]
+            target_bytes: int64 [N], of the target's text; absent where tokens do not say
             window_ids: list of B strings
 
         or, where a window was damaged, only `failure`.
@@ -165,4 +171,6 @@ class Collate:
             "tail": np.concatenate([window.tail_PN for window in windows]),
             "coords": np.concatenate([window.coords_PR for window in windows]),
         }
+        if self.lengths_V is not None:
+            columns["target_bytes"] = self.lengths_V[columns["targets"]]
         return {name: torch.from_numpy(column[counted]) for name, column in columns.items()}

@@ -15,6 +15,7 @@ from cache.card import corpus_licences, corpus_line, plain
 
 CARD = "README.md"
 LOSS = ("form", "divergence", "temperature", "kd_weight", "ce_weight", "t_squared", "mask_prompt")
+OWN_LOSS = ("form", "temperature", "kd_weight", "ce_weight", "mask_prompt")  # kd is ULD
 COURSE = ("epochs", "max_steps", "batch_size", "gradient_accumulation", "learning_rate", "scheduler", "dtype", "seed")
 
 
@@ -41,6 +42,7 @@ def _header() -> list[str]:
 
 def _text(run: dict[str, Any], name: str) -> list[str]:
     teacher, config, corpus = run["teacher"], run["config"], run["corpus"]
+    own = config.get("other_tokenizer")
     who = plain(teacher["id"])
     model = f"[{who}](https://huggingface.co/{who})" if teacher["revision"] else who
     rows = {
@@ -51,9 +53,9 @@ def _text(run: dict[str, Any], name: str) -> list[str]:
         "corpus licences": corpus_licences(corpus),
         "parameters": f"{run['parameters']:,}",
         "started from": _origin(config["student"]),
-        "loss": _settings(config, LOSS),
+        "loss": _settings(config, LOSS if own is None else OWN_LOSS),
         "training": f"{_settings(config, COURSE)}; {run['steps']} steps",
-        "tokenizer": f"the teacher's, {run['tokenizer']['size']} tokens",
+        "tokenizer": f"{'the teacher' if own is None else 'the student'}'s, {run['tokenizer']['size']} tokens",
         "made with": ", ".join(f"{plain(key)} {plain(str(value))}" for key, value in run["versions"].items()),
     }
     return [

@@ -46,10 +46,10 @@ def seal(written: Path, folder: Path) -> None:
     sync_directory(folder)
 
 
-def drop_older(folder: Path, step: int) -> None:
-    """Remove checkpoints before `step`."""
+def drop_older(folder: Path, step: int, *, keep: int | None) -> None:
+    """Remove checkpoints before `step`, except that of step `keep`."""
     for path in checkpoints(folder):
-        if step_of(path) < step:
+        if step_of(path) < step and step_of(path) != keep:
             shutil.rmtree(path)
 
 

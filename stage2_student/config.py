@@ -13,8 +13,10 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationInfo, model_
 
 from cache.subset import shard_numbers
 from cache.tail import node_weights
-from shared.config import ConfigPath, ModelRef, StrictModel
+from shared.config import ConfigPath, StrictModel
+from stage2_student.options import EarlyStopping, Samples
 from stage2_student.ramp import TemperatureRamp, WeightRamp, constant
+from stage2_student.student_config import OtherTokenizer, StudentConfig
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -35,46 +37,7 @@ ShardNumbers = Annotated[tuple[int, ...], BeforeValidator(shard_numbers, json_sc
 """Some of a cache's shards: [0, 3] or "0-9,12"."""
 
 # Fields that may differ between the two halves of a resumed run: where it runs and what it reports, not what is learnt.
-FREE_FIELDS = frozenset({"out", "cache", "streaming", "validation", "workers", "device", "report_to"})
-
-
-class Architecture(StrictModel):
-    """A GPT-2 of any size; for the two published sizes use `preset`."""
-
-    layers: int = Field(description="transformer blocks", ge=1)
-    width: int = Field(description="hidden size; a multiple of heads", ge=1)
-    heads: int = Field(description="attention heads", ge=1)
-    positions: int = Field(default=512, description="longest window, tokens", ge=1)
-    dropout: float = Field(
-        default=0.1, description="on embeddings, attention and residuals; GPT-2's own is 0.1", ge=0, lt=1
-    )
-
-    @model_validator(mode="after")
-    def _whole_heads(self) -> Architecture:
-        if self.width % self.heads:
-            raise ValueError(f"width to be a multiple of heads ({self.width} / {self.heads} is not whole)")
-        return self
-
-
-class StudentConfig(StrictModel):
-    """Exactly one of preset, architecture, pretrained. The vocabulary is the cache's."""
-
-    preset: Literal["gpt2-44m", "gpt2-202m"] | None = Field(
-        default=None, description="a GPT-2 of a published size, from scratch"
-    )
-    architecture: Architecture | None = Field(default=None, description="a GPT-2 of another size, from scratch")
-    pretrained: ModelRef | None = Field(
-        default=None, description="a causal LM with the cache's tokenizer; directory or hub id"
-    )
-    revision: str | None = Field(default=None, description="hub commit or tag of `pretrained`")
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> StudentConfig:
-        if sum(kind is not None for kind in (self.preset, self.architecture, self.pretrained)) != 1:
-            raise ValueError("exactly one of preset, architecture, pretrained")
-        if self.revision is not None and self.pretrained is None:
-            raise ValueError("revision only beside pretrained")
-        return self
+FREE_FIELDS = frozenset({"out", "cache", "streaming", "validation", "workers", "device", "report_to", "samples"})
 
 
 class Validation(StrictModel):
@@ -131,6 +94,9 @@ class TrainConfig(StrictModel):
     )
     validation: Validation = Field(description="what the student is scored on")
     student: StudentConfig = Field(description="what is trained")
+    other_tokenizer: OtherTokenizer | None = Field(
+        default=None, description="needed where the student's tokenizer is not the cache's: {} for a pretrained student"
+    )
 
     form: Literal["full", "bucket", "renormalised"] = Field(
         default="full",
@@ -141,7 +107,9 @@ class TrainConfig(StrictModel):
     temperature: TemperatureRamp = Field(
         default=constant(1.0), description="T of teacher and student in the distillation term: a number or a ramp"
     )
-    kd_weight: WeightRamp = Field(description="weight of T^2 * divergence: a number or a ramp")
+    kd_weight: WeightRamp = Field(
+        description="weight of T^2 * divergence, or of ULD beside other_tokenizer: a number or a ramp"
+    )
     ce_weight: WeightRamp = Field(description="weight of cross-entropy on the corpus's own tokens: a number or a ramp")
     t_squared: bool = Field(
         default=True, description="multiply the divergence by T^2, which keeps KL's gradient independent of T"
@@ -157,15 +125,30 @@ class TrainConfig(StrictModel):
     epochs: int | None = Field(default=None, description="passes over the training windows; this or max_steps", ge=1)
     max_steps: int | None = Field(default=None, description="optimizer steps; this or epochs", ge=1)
     batch_size: int = Field(default=8, description="windows held at once", ge=1)
-    gradient_accumulation: int = Field(default=1, description="batches per optimizer step", ge=1)
+    gradient_accumulation: int = Field(default=1, description="batches per optimizer step and process", ge=1)
     learning_rate: float = Field(default=5e-5, description="AdamW's highest", gt=0)
     weight_decay: float = Field(default=0.0, description="AdamW's, not on biases and norms", ge=0)
     warmup: int = Field(default=0, description="optimizer steps from 0 to learning_rate", ge=0)
-    scheduler: Literal["constant", "linear", "cosine"] = Field(default="linear", description="after the warm-up")
-    clip: float = Field(default=1.0, description="largest gradient norm; 0 for none", ge=0)
-    dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of the matrix products; weights stay float32"
+    scheduler: Literal["constant", "linear", "cosine", "wsd"] = Field(
+        default="linear", description="after the warm-up; wsd: constant, then a fall to 0 over the last `decay` steps"
     )
+    decay: int | None = Field(default=None, description="wsd's fall, optimizer steps", ge=1)
+    clip: float = Field(default=1.0, description="largest gradient norm; 0 for none", ge=0)
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32",
+        description="of the matrix products; weights stay float32. float16 scales the loss, and leaves the head's products "
+        "in float32: its gradients are too small for float16",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute each block's activations again on the way back: less memory, more time"
+    )
+    compile: bool = Field(default=False, description="torch.compile the student's body; needs a C++ compiler")
+    ema: Fraction | None = Field(
+        default=None,
+        description="decay of a moving average of the weights, which is then what is validated and published",
+    )
+    keep_best: bool = Field(default=False, description="publish the student of the lowest validation kd, not the last")
+    early_stopping: EarlyStopping | None = Field(default=None, description="end when the validation kd stops falling")
     seed: int = Field(default=0, description="of weights, order and dropout", ge=0)
 
     log_every: int = Field(default=10, description="optimizer steps between training rows in metrics.jsonl", ge=1)
@@ -175,6 +158,7 @@ class TrainConfig(StrictModel):
     save_every: int | None = Field(
         default=None, description="optimizer steps between checkpoints; none: once an epoch", ge=1
     )
+    samples: Samples | None = Field(default=None, description="completions to look at while it learns")
     workers: int = Field(default=0, description="processes that read the cache; 0 reads in the training process", ge=0)
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes a GPU where there is one")
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = Field(default=(), description="besides metrics.jsonl")
@@ -185,10 +169,24 @@ class TrainConfig(StrictModel):
             raise ValueError("exactly one of epochs, max_steps")
         if self.kd_weight.ends[1] == 0 and self.ce_weight.ends[1] == 0:
             raise ValueError("kd_weight or ce_weight above 0")
+        if (self.scheduler == "wsd") != (self.decay is not None):
+            raise ValueError("decay beside scheduler: wsd, and only there")
+        if self.other_tokenizer is not None:
+            self._speaks_otherwise(self.other_tokenizer)
         if self.streaming is None and "://" in f"{self.cache} {self.validation.cache}":
             raise ValueError("streaming beside a cache that is a URL (or pull it first and give the directory)")
         node_weights(1 / self.temperature.ends[0])  # ValueError names the coldest temperature that a cache holds
         return self
+
+    def _speaks_otherwise(self, other: OtherTokenizer) -> None:
+        """What a student with another tokenizer can and cannot be told."""
+        if (self.student.pretrained is None) != (other.tokenizer is not None):
+            raise ValueError("other_tokenizer.tokenizer for a student from scratch, none beside pretrained")
+        if self.form == "renormalised":
+            raise ValueError("form full or bucket beside other_tokenizer")
+        idle = [name for name in ("divergence", "t_squared") if name in self.model_fields_set]
+        if idle:
+            raise ValueError(f"no field '{idle[0]}' beside other_tokenizer, whose measure is ULD without T^2")
 
     def settings(self) -> dict[str, object]:
         """What a resumed run must share with the run it continues."""

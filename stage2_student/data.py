@@ -19,10 +19,11 @@ from cache.manifest import Manifest
 from cache.order import epoch_order
 from cache.reader import Cache
 from shared.errors import UsageError
-from shared.tokenizer import require_same
+from shared.tokenizer import TokenizerFingerprint, require_same
 from stage2_student.batch import CachedWindows, split_by_hash
 from stage2_student.config import TrainConfig
 from stage2_student.divergences import TailShape
+from stage2_student.other_tokenizer import Own, open_own
 from stage2_student.source import open_source, open_validation
 
 
@@ -30,7 +31,8 @@ from stage2_student.source import open_source, open_validation
 class Data:
     """Both sides of a run's data, the manifest that describes them, and a name without paths for the validation side.
 
-    The tail shapes are each cache's own: two captures fit two bases. None where the form does not rebuild the tail.
+    The tail shapes are each cache's own: two captures fit two bases. None where the form does not rebuild the tail. `own` is
+    the student's tokenizer where it is not the caches'.
     """
 
     training: CachedWindows
@@ -39,6 +41,14 @@ class Data:
     validation_id: str
     training_shape: TailShape | None
     validation_shape: TailShape | None
+    own: Own | None
+
+    @property
+    def vocabulary(self) -> tuple[int | None, TokenizerFingerprint]:
+        """Rows of the student's head (None: a pretrained one keeps its own) and its tokenizer."""
+        if self.own is not None:
+            return self.own.rows, self.own.facts
+        return self.manifest.vocab_size, self.manifest.tokenizer
 
 
 def open_data(config: TrainConfig) -> Data:
@@ -64,8 +74,8 @@ def open_data(config: TrainConfig) -> Data:
         if not len(side):
             got = f"0 of {len(cache)} windows for {name}"
             raise UsageError("validation.fraction", expected="windows on both sides", got=got, do="change the fraction")
-    shapes = [tail_shape(side.cache) if config.form == "full" else None for side in (training, validation)]
-    return Data(training, validation, cache.manifest, scored_on, *shapes)
+    ours, theirs = (tail_shape(side.cache) if config.form == "full" else None for side in (training, validation))
+    return Data(training, validation, cache.manifest, scored_on, ours, theirs, open_own(config))
 
 
 class EpochOrder(Sampler[int]):

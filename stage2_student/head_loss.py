@@ -84,7 +84,8 @@ class _HeadLoss(torch.autograd.Function):
     ) -> Tensor:
         hidden_low_ND, weight_low_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
         count = len(hidden_ND)
-        grads = _Gradients(hidden_low_ND, weight_low_VD, single=count <= chunk) if gradient else None
+        head = ctx.needs_input_grad[1]  # not where adapters alone are trained
+        grads = _Gradients(hidden_low_ND, weight_low_VD, single=count <= chunk, head=head) if gradient else None
         for start in range(0, count, chunk):
             rows_nD = hidden_low_ND[start : start + chunk]
             logits_nV = scratch.take("logits", (len(rows_nD), len(weight_VD)), weight_low_VD)
@@ -115,21 +116,23 @@ def _in_blocks(objective: Objective, logits_nV: Tensor, start: int, gradient: bo
 
 
 class _Gradients:
-    """The two gradients as they grow, chunk by chunk.
+    """The two gradients as they grow, chunk by chunk; the head's only where it is wanted.
 
     With one chunk the head's gradient is a single product and keeps its dtype; with several it is summed in float32, since
     sums in bfloat16 lose what small chunks add.
     """
 
-    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, *, single: bool) -> None:
+    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, *, single: bool, head: bool) -> None:
         self._hidden_in_ND, self._weight_in_VD, self._single = hidden_ND, weight_VD, single
         self.hidden_ND = torch.empty_like(hidden_ND)
         sum_dtype = weight_VD.dtype if single else torch.promote_types(weight_VD.dtype, torch.float32)
-        self.weight_VD = torch.zeros_like(weight_VD, dtype=sum_dtype)
+        self.weight_VD = torch.zeros_like(weight_VD, dtype=sum_dtype) if head else None
 
     def add(self, grad_logits_nV: Tensor, start: int, scratch: Scratch) -> None:
         stop = start + len(grad_logits_nV)
         torch.mm(grad_logits_nV, self._weight_in_VD, out=self.hidden_ND[start:stop])
+        if self.weight_VD is None:
+            return
         rows_nD = self._hidden_in_ND[start:stop]
         if self._single:
             torch.mm(grad_logits_nV.T, rows_nD, out=self.weight_VD)

@@ -24,7 +24,7 @@ Shapes: N positions that count, K head entries (padded), M stored tail nodes, R 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -71,6 +71,7 @@ class LossTerms:
         kd: [] divergence in nats, without weight or T^2; 0 where it was not computed (kd_weight always 0, in training).
         ce: [] cross-entropy in nats.
         agreement: [] positions where student and teacher have the same most likely token; 0 in training.
+        teacher_tail, student_tail: [] their masses outside the head at T; 0 in training.
         positions: how many were summed.
     """
 
@@ -78,7 +79,13 @@ class LossTerms:
     kd: Tensor
     ce: Tensor
     agreement: Tensor
+    teacher_tail: Tensor
+    student_tail: Tensor
     positions: int
+
+    def detached(self) -> LossTerms:
+        """The same numbers without the way back."""
+        return replace(self, loss=self.loss.detach())
 
 
 def target_at(
@@ -134,8 +141,12 @@ class DistillationLoss:
         chunk: positions held at once; None lets head_loss choose.
         tail_shape: what `full` rebuilds the tail from.
 
+    `scored` names what validation reports of LossTerms.
+
     A ramp stands at its start until `at` moves it; `temperature`, `kd_weight` and `ce_weight` are where it stands.
     """
+
+    scored: tuple[str, ...] = ("kd", "ce", "agreement", "teacher_tail", "student_tail")
 
     def __init__(
         self,
@@ -174,6 +185,13 @@ class DistillationLoss:
         """What the divergence is multiplied by: kd_weight * T^2."""
         return self.kd_weight * (self.temperature**2 if self._t_squared else 1.0)
 
+    def moving(self) -> dict[str, float]:
+        """Where the settings that move over the run stand, by name."""
+        names = ("temperature", "kd_weight", "ce_weight")
+        return {
+            name: getattr(self, name) for name, ramp in zip(names, self._ramps, strict=True) if ramp.start != ramp.end
+        }
+
     def mix(self, kd: Number, ce: Number) -> Number:
         """The loss of these terms where the ramps stand."""
         return self.kd_scale * kd + self.ce_weight * ce
@@ -185,8 +203,8 @@ class DistillationLoss:
         target = self._target(record, hidden_ND, work_dtype) if scoring or self.distils else None
         mix = _Mix(self, record.targets_N, target, scoring, work_dtype)
         sums = head_loss(hidden_ND, weight_VD, mix, scratch=self._scratch, dtype=self.dtype, chunk=self.chunk)
-        kd, ce, agreement = sums[1:].detach()
-        return LossTerms(sums[0], kd, ce, agreement, len(hidden_ND))
+        kd, ce, agreement, teacher_tail, student_tail = sums[1:].detach()
+        return LossTerms(sums[0], kd, ce, agreement, teacher_tail, student_tail, len(hidden_ND))
 
     def _target(self, record: Positions, hidden_ND: Tensor, dtype: torch.dtype) -> Target:
         if self.tail_shape is not None:
@@ -205,7 +223,7 @@ class _Mix:
         self, loss: DistillationLoss, targets_N: Tensor, target: Target | None, scoring: bool, dtype: torch.dtype
     ) -> None:
         self._loss, self._targets_N, self._target, self._scoring = loss, targets_N, target, scoring
-        self._sums = torch.zeros(4, dtype=torch.float64, device=targets_N.device)
+        self._sums = torch.zeros(6, dtype=torch.float64, device=targets_N.device)
         self._like = torch.empty(0, dtype=dtype, device=targets_N.device)
 
     def sums(self) -> Tensor:
@@ -221,11 +239,20 @@ class _Mix:
             rows = self._target.rows(start, stop)
             if self._scoring:
                 self._sums[3] += (z_nV.argmax(1) == rows.head_ids_NK[:, 0]).sum()
+                self._sums[4] += rows.log_tail_N.exp().sum()
+                self._sums[5] += mass_outside(z_nV, rows).sum()
             self._sums[1] += loss.divergence(z_nV.mul_(rows.beta), rows, scratch).sum()
             if gradient:  # d/dz = (1/T) d/dy
                 grad_nV.add_(z_nV, alpha=loss.kd_scale * rows.beta)
         if gradient:
             logits_nV.copy_(grad_nV)
+
+
+def mass_outside(z_nV: Tensor, target: Target) -> Tensor:
+    """The student's mass outside the teacher's head at the target's temperature [n], for the log."""
+    y_nK = z_nV.gather(1, target.head_ids_NK) * target.beta
+    inside_nK = (y_nK - (z_nV * target.beta).logsumexp(1, keepdim=True)).exp()
+    return 1 - inside_nK.masked_fill(~target.valid_NK, 0.0).sum(1)
 
 
 def cross_entropy(z_nV: Tensor, targets_n: Tensor, weight: float, gradient: bool, out_nV: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ from cache.writer import differences
 from shared.errors import RunError, UsageError
 from shared.files import atomic_write, require_fresh_directory, sha256_file, sync_directory
 from stage2_student.checkpoint import named_when_full
+from stage2_student.lora import merged
+from stage2_student.other_tokenizer import Own
 
 RUN = "run.json"
 FORMAT = "codestill-student"
@@ -78,33 +80,42 @@ def write_run(out: Path, run: dict[str, Any]) -> None:
     atomic_write(out / RUN, json.dumps(run, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
-def publish_student(student: Any, out: Path, cache_directory: Path, manifest: Manifest) -> None:
+def publish_student(student: Any, out: Path, cache_directory: Path, manifest: Manifest, own: Own | None = None) -> None:
     """Put the finished student into `out`: written whole beside it, flushed, then renamed file by file, weights last.
 
-    So `model.safetensors` under `out` always means a whole student.
+    So `model.safetensors` under `out` always means a whole student. Adapters are merged; the tokenizer is the cache's, or the
+    student's own.
     Raises:
         RunError: a tokenizer file of the cache is damaged, or the disk is full.
     """
     with named_when_full(out):
-        temporary = _write_student(student, out, cache_directory, manifest)
+        temporary = _write_student(student, out)
+        if own is None:
+            copy_tokenizer(cache_directory, manifest, temporary)
+        else:
+            own.save(temporary)
+        _flush(temporary)
     for path in sorted(temporary.iterdir(), key=lambda path: (path.name == WEIGHTS, path.name)):
         path.replace(out / path.name)
     temporary.rmdir()
     sync_directory(out)
 
 
-def _write_student(student: Any, out: Path, cache_directory: Path, manifest: Manifest) -> Path:
-    """The whole student in a temporary folder, flushed to the disk."""
+def _write_student(student: Any, out: Path) -> Path:
+    """The student without a tokenizer in a temporary folder."""
     temporary = out / "student.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
+    student = merged(student)
     student.config.use_cache = True  # training turned it off; generation wants it
     student.save_pretrained(temporary, max_shard_size="1000GB")
-    copy_tokenizer(cache_directory, manifest, temporary)
-    for path in temporary.iterdir():
+    return temporary
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.iterdir():
         path.chmod(0o644)  # safetensors makes its file private; results are for teammates
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    return temporary
 
 
 def copy_tokenizer(cache_directory: Path, manifest: Manifest, target: Path) -> None:

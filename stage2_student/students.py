@@ -1,12 +1,12 @@
 """Students: what is trained, sized for the cache's vocabulary, and where its hidden states and head are.
 
-Not for training (trainer.py). Vocabulary and special ids always come from the cache's manifest.
+Not for training (trainer.py), nor for what a family is made of (student_families.py). Vocabulary and special ids come from the
+cache's manifest, or from the student's own tokenizer.
 Shapes: B windows of a batch, T their longest, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,64 +15,73 @@ from torch import Tensor, nn
 
 from shared.errors import UsageError
 from shared.tokenizer import TokenizerFingerprint, check_model_vocabulary, fingerprint, load_tokenizer, require_same
-from stage2_student.config import Architecture, StudentConfig
-
-PRESETS = {
-    "gpt2-44m": Architecture(layers=6, width=512, heads=8),  # 44.343 M parameters at 49,152 tokens
-    "gpt2-202m": Architecture(layers=12, width=1024, heads=16),  # 202.013 M
-}
+from stage2_student.lora import plain, with_adapters
+from stage2_student.student_config import Architecture, StudentConfig, WarmStart
+from stage2_student.student_families import PRESETS, model_config
+from stage2_student.warm_start import from_blocks
 
 
-def build_student(config: StudentConfig, vocab_size: int, tokenizer: TokenizerFingerprint) -> Any:
+def build_student(config: StudentConfig, vocab_size: int | None, tokenizer: TokenizerFingerprint) -> Any:
     """The student as a transformers causal LM, on the CPU, in float32 and training mode.
 
     Args:
-        config: preset, architecture or pretrained model.
-        vocab_size: rows of the head: the teacher's model vocabulary, padding included.
-        tokenizer: the cache's.
+        config: preset, architecture, pretrained model or warm start.
+        vocab_size: rows of the head: the teacher's model vocabulary, padding included; None leaves a pretrained one's.
+        tokenizer: the cache's, or the student's own where it has another.
     Raises:
-        UsageError: the pretrained model has another tokenizer, no safetensors, or a head that is more than one product.
+        UsageError: the pretrained model has another tokenizer, no safetensors, or a head that is more than one product; a
+            warm start whose shapes differ; LoRA without peft or with unknown layers.
     """
     if config.pretrained is not None:
-        return _pretrained(config.pretrained, config.revision, vocab_size, tokenizer)
-    architecture = config.architecture or PRESETS[str(config.preset)]
+        student = _pretrained(config.pretrained, config.revision, vocab_size, tokenizer)
+        return student if config.lora is None else with_adapters(student, config.lora, named(config.pretrained))
+    assert vocab_size is not None, "only a pretrained student has rows of its own"
     check_model_vocabulary(tokenizer.size, vocab_size)
+    architecture = config.architecture
+    if config.preset is not None:
+        architecture = PRESETS[config.preset]
+    if config.warm_start is not None:
+        return _warm_started(config.warm_start, architecture, vocab_size, tokenizer)
+    assert architecture is not None
     return from_scratch(architecture, vocab_size, tokenizer)
 
 
 def from_scratch(architecture: Architecture, vocab_size: int, tokenizer: TokenizerFingerprint) -> Any:
-    """A GPT-2 with tied embeddings and fresh weights, from torch's random state.
+    """A model of the architecture's family with tied embeddings and fresh weights, from torch's random state."""
+    from transformers import AutoModelForCausalLM
 
-    GPT-2 draws weights with deviation 0.02 at width 768; scaled by 1 / sqrt(width), narrow students start with
-    activations of the same size (0.02 at width 128 learns visibly slower).
-    """
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        vocab_size=vocab_size,
-        n_positions=architecture.positions,
-        n_embd=architecture.width,
-        n_layer=architecture.layers,
-        n_head=architecture.heads,
-        resid_pdrop=architecture.dropout,
-        embd_pdrop=architecture.dropout,
-        attn_pdrop=architecture.dropout,
-        bos_token_id=tokenizer.bos,
-        eos_token_id=tokenizer.eos,
-        pad_token_id=tokenizer.pad,
-        initializer_range=0.02 * math.sqrt(768 / architecture.width),
-        tie_word_embeddings=True,
-        use_cache=False,
-    )
-    return GPT2LMHeadModel(config)
+    student = AutoModelForCausalLM.from_config(model_config(architecture, vocab_size, tokenizer), dtype=torch.float32)
+    student.generation_config.pad_token_id = tokenizer.pad
+    return student.train()
 
 
-def _pretrained(ref: str, revision: str | None, vocab_size: int, tokenizer: TokenizerFingerprint) -> Any:
-    what = f"student {Path(ref).name if Path(ref).is_absolute() else ref}"
-    theirs = fingerprint(load_tokenizer(ref, revision))
-    require_same(tokenizer, theirs, what=what, do="take a model with the cache's tokenizer, or capture with this one's")
+def named(ref: str) -> str:
+    """What errors call the model of a reference: no local paths."""
+    return f"student {Path(ref).name if Path(ref).is_absolute() else ref}"
+
+
+def _warm_started(
+    settings: WarmStart, architecture: Architecture | None, vocab_size: int, tokenizer: TokenizerFingerprint
+) -> Any:
+    what = named(settings.source)
+    _require_tokenizer(settings.source, settings.revision, tokenizer, what)
+    source = _open(settings.source, settings.revision, what)
+    wanted = None if architecture is None else model_config(architecture, vocab_size, tokenizer)
+    student = from_blocks(source, settings, architecture, wanted, vocab_size, what)
+    require_plain_head(student, what)
+    return student.train()
+
+
+def _require_tokenizer(ref: str, revision: str | None, tokenizer: TokenizerFingerprint, what: str) -> None:
+    do = "take a model with the cache's tokenizer, capture with this one's, or set other_tokenizer"
+    require_same(tokenizer, fingerprint(load_tokenizer(ref, revision)), what=what, do=do)
+
+
+def _pretrained(ref: str, revision: str | None, vocab_size: int | None, tokenizer: TokenizerFingerprint) -> Any:
+    what = named(ref)
+    _require_tokenizer(ref, revision, tokenizer, what)
     student = _open(ref, revision, what)
-    if student.get_input_embeddings().weight.shape[0] != vocab_size:
+    if vocab_size is not None and student.get_input_embeddings().weight.shape[0] != vocab_size:
         student.resize_token_embeddings(vocab_size, mean_resizing=False)  # only padding rows differ: same tokenizer
     require_plain_head(student, what)
     return student.train()
@@ -112,14 +121,14 @@ def require_plain_head(student: Any, what: str) -> None:
 
 
 def decoder(student: Any) -> nn.Module:
-    """The student without its head."""
-    body: nn.Module = student.base_model
+    """The student without its head; adapted layers included."""
+    body: nn.Module = plain(student).base_model
     return body
 
 
 def head_weight(student: Any) -> Tensor:
     """The output embedding [V, D]."""
-    weight: Tensor = student.get_output_embeddings().weight
+    weight: Tensor = plain(student).get_output_embeddings().weight
     return weight
 
 
@@ -138,5 +147,10 @@ def longest_window(student: Any) -> int | None:
 
 
 def count_parameters(student: nn.Module) -> int:
-    """Weights, tied ones once."""
-    return sum(parameter.numel() for parameter in student.parameters())
+    """Weights, tied ones once; adapters, which are merged in the end, not at all."""
+    return sum(parameter.numel() for name, parameter in student.named_parameters() if ".lora_" not in name)
+
+
+def count_trained(student: nn.Module) -> int:
+    """Weights that training changes."""
+    return sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)

@@ -15,14 +15,18 @@ from transformers import TrainerCallback
 from shared.files import append_jsonl, read_jsonl, repair_jsonl, write_jsonl
 
 METRICS = "metrics.jsonl"
-TRAIN_KEYS = ("loss", "kd", "ce", "learning_rate", "grad_norm", "tokens_per_second")
+MOVING = ("temperature", "kd_weight", "ce_weight")  # in a row only where they move
+SPEED = ("tokens_per_second", "data_wait", "peak_memory_bytes")
+TRAIN_KEYS = ("loss", "kd", "ce", "perplexity", *MOVING, "learning_rate", "grad_norm", *SPEED)
 
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
     """One line a row: {"step", "epoch", "split": "train" | "validation", "loss", "kd", "ce", ...}.
 
     `kd` is the divergence at the training temperature in nats, without weight or T^2 (absent where it was not computed);
-    `loss` = kd_weight * T^2 * kd + ce_weight * ce.
+    `loss` = kd_weight * T^2 * kd + ce_weight * ce. `data_wait` is the share of time spent waiting for batches. Validation
+    rows have `agreement` with the teacher's most likely token, and `teacher_tail` and `student_tail`: the masses outside the
+    head at T.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,18 +36,6 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         row = as_row(logs, state.global_step, state.epoch)
         if row is not None:
             append_jsonl(self.path, [row])
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        return _close_row(control)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        return _close_row(control)
-
-
-def _close_row(control: Any) -> Any:
-    """A checkpoint ends a row, so that a resumed run averages over the same steps as an uninterrupted one."""
-    control.should_log = control.should_log or control.should_save
-    return control
 
 
 def as_row(logs: dict[str, Any], step: int, epoch: float | None) -> dict[str, Any] | None:
@@ -64,10 +56,11 @@ def cut_back(path: Path, step: int) -> None:
         write_jsonl(path, [row for row in read_jsonl(path) if row["step"] <= step])
 
 
-def last_validation(path: Path) -> dict[str, Any] | None:
-    """The newest validation row."""
+def validation_at(path: Path, step: int | None) -> dict[str, Any] | None:
+    """The validation row of a step; of the last one for None."""
     rows = [row for row in read_jsonl(path) if row["split"] == "validation"] if path.is_file() else []
-    return rows[-1] if rows else None
+    found = [row for row in rows if step in (None, row["step"])]
+    return found[-1] if found else None
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
@@ -96,6 +89,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 def line_of(row: dict[str, Any], max_steps: int) -> str:
     """A row for people."""
     numbers = [("loss", ".4f"), ("kd", ".4f"), ("ce", ".4f"), ("perplexity", ".2f"), ("agreement", ".3f")]
+    numbers.append(("bits_per_byte", ".3f"))
     parts = [f"{name} {row[name]:{form}}" for name, form in numbers if row.get(name) is not None]
     if "tokens_per_second" in row:
         parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")

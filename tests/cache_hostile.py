@@ -14,14 +14,14 @@ import pytest
 from cache_records import records
 from numpy.typing import NDArray
 
-from cache.encoding import Encoding, fields
+from cache.encoding import Encoding, encode_window
 from cache.frames import compress, new_compressor
 from cache.reader import ShardReader
 from cache.shard import _index_digest, read_index, shard_bytes
 from shared.errors import RunError
 
 ENCODING = Encoding(vocab_size=50, k=8)
-FIELDS = tuple(spec.name for spec in fields(ENCODING))
+SECTIONS = ("heads", "gaps", "ids", "pairs", "rest")
 
 
 def write_shard(folder: Path) -> Path:
@@ -50,7 +50,7 @@ def resealed(path: Path) -> None:
     """Make the index checksum right again, as an attacker would."""
 
     def change(file: h5py.File) -> None:
-        index = {name: file[name][...] for name in sorted(set(file) - set(FIELDS))}
+        index = {name: file[name][...] for name in sorted(set(file) - {"records"})}
         texts = {name: bytes(file.attrs[name]).decode() for name in ("encoding", "summary")}
         file.attrs["index_sha256"] = np.bytes_(_index_digest(index, texts))
 
@@ -71,22 +71,25 @@ def refused(path: Path, message: str) -> None:
         tracemalloc.stop()
 
 
-def with_frame(path: Path, name: str, frame: bytes, mask: int = 0) -> None:
+def with_frame(path: Path, frame: bytes, mask: int = 0) -> None:
     """Replace window 1's frame and make both checksums right again."""
 
     def change(file: h5py.File) -> None:
-        file[name].id.write_direct_chunk((1, 0), frame, mask)
-        crc = 0
-        for field in FIELDS:
-            crc = zlib.crc32(file[field].id.read_direct_chunk((1, 0))[1], crc)
-        file["checksum"][1] = crc
+        file["records"].id.write_direct_chunk((1, 0), frame, mask)
+        file["checksum"][1] = zlib.crc32(frame)
 
     edit(path, change)
     resealed(path)
 
 
-def with_codes(path: Path, name: str, codes: NDArray[Any]) -> None:
-    """Window 1 with other codes, in a frame as the writer makes it."""
+def sections_of(encoding: Encoding = ENCODING) -> dict[str, NDArray[np.uint8]]:
+    """Window 1's sections, as the writer makes them."""
+    codes = encode_window(records(3, positions=5)[1], encoding)
+    return dict(zip(SECTIONS, (section.copy() for section in codes.sections), strict=True))
+
+
+def with_sections(path: Path, sections: dict[str, NDArray[Any]]) -> None:
+    """Window 1 with other bytes, in a frame as the writer makes it."""
     with h5py.File(path) as file:
-        padded = file[name].shape[1]
-    with_frame(path, name, compress(codes, padded, new_compressor()))
+        padded = file["records"].shape[1]
+    with_frame(path, compress([part.astype(np.uint8) for part in sections.values()], padded, new_compressor())[0])

@@ -131,7 +131,9 @@ def identity(
         corpus={"path": "text.jsonl"},
         windows={"max_length": 16},
         selection=Selection(k=k, top_p=1.0),
-        encoding=Encoding(vocab_size=vocab, k=k, directions=directions, wide=directions // 2),
+        encoding=Encoding(
+            vocab_size=vocab, k=k, directions=directions, wide=(directions // 2,) if directions > 1 else ()
+        ),
         shape=shape if directions else None,
         windows_per_shard=windows_per_shard,
     )

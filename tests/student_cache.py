@@ -139,7 +139,7 @@ def make_config(folder: Path, caches: Path, changes: dict[str, Any]) -> TrainCon
 def curve(out: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without the clock."""
     return [
-        {key: value for key, value in row.items() if key != "tokens_per_second"}
+        {key: value for key, value in row.items() if key not in watch.SPEED}
         for row in read_jsonl(out / "metrics.jsonl")
     ]
 

@@ -50,8 +50,7 @@ def never_opened(secret: Path) -> Iterator[None]:
 def secret(tmp_path: Path) -> Path:
     path = tmp_path / "secret.h5"
     with h5py.File(path, "w") as file:
-        file["gold"] = np.arange(15, dtype="<u2").reshape(3, 5)
-        file["ids"] = np.arange(18, dtype="<u2").reshape(3, 6)
+        file["records"] = np.arange(300).astype("u1").reshape(3, 100)
     return path
 
 
@@ -67,41 +66,40 @@ def test_sound_shard_is_accepted(shard: Path) -> None:
 
 def test_external_link(shard: Path, secret: Path) -> None:
     def change(file: h5py.File) -> None:
-        del file["gold"]
-        file["gold"] = h5py.ExternalLink(str(secret), "/gold")
+        del file["records"]
+        file["records"] = h5py.ExternalLink(str(secret), "/records")
 
     edit(shard, change)
     with never_opened(secret):
-        refused(shard, "expected 'gold' inside the file, got a ExternalLink")
+        refused(shard, "expected 'records' inside the file, got a ExternalLink")
 
 
-def test_external_link_under_an_optional_name(shard: Path, secret: Path) -> None:
-    edit(shard, lambda file: file.__setitem__("coords", h5py.ExternalLink(str(secret), "/gold")))
+def test_external_link_under_another_name(shard: Path, secret: Path) -> None:
+    edit(shard, lambda file: file.__setitem__("coords", h5py.ExternalLink(str(secret), "/records")))
     with never_opened(secret):
-        refused(shard, "coords|exactly the datasets")
+        refused(shard, "exactly the datasets")
 
 
 def test_soft_link(shard: Path) -> None:
     def change(file: h5py.File) -> None:
-        file.move("gold", "head_sizes_of_another")
-        del file["head_sizes_of_another"]
-        file["gold"] = h5py.SoftLink("/head_values")
+        del file["records"]
+        file["records"] = h5py.SoftLink("/checksum")
 
     edit(shard, change)
-    refused(shard, "expected 'gold' inside the file, got a SoftLink")
+    refused(shard, "expected 'records' inside the file, got a SoftLink")
 
 
 def test_virtual_dataset(shard: Path, secret: Path) -> None:
-    layout = h5py.VirtualLayout((3, 5), "<u2")
-    layout[:] = h5py.VirtualSource(str(secret), "gold", (3, 5))
+    layout = h5py.VirtualLayout((3, 100), "u1")
+    layout[:] = h5py.VirtualSource(str(secret), "records", (3, 100))
 
     def change(file: h5py.File) -> None:
-        del file["gold"]
-        file.create_virtual_dataset("gold", layout)
+        del file["records"]
+        file.create_virtual_dataset("records", layout)
 
     edit(shard, change)
     with never_opened(secret):
-        refused(shard, "expected '/gold' stored here, got a virtual")
+        refused(shard, "expected '/records' stored here, got a virtual")
 
 
 def test_virtual_dataset_without_end(shard: Path, secret: Path) -> None:
@@ -128,13 +126,19 @@ def test_external_storage(shard: Path, secret: Path) -> None:
 
 
 def test_unknown_filter(shard: Path) -> None:
-    replaced(shard, "gold", shape=(3, 5), chunks=(1, 5), dtype="<u2", compression="gzip", shuffle=True)
-    refused(shard, "filtered by shuffle and zstd, got filters")
+    replaced(shard, "records", shape=(3, 100), chunks=(1, 100), dtype="u1", compression="gzip")
+    refused(shard, "filtered by zstd, got filters")
 
 
 def test_no_filter(shard: Path) -> None:
-    replaced(shard, "gold", data=np.zeros((3, 5), "<u2"), chunks=(1, 5))
-    refused(shard, r"filtered by shuffle and zstd, got filters \[\]")
+    replaced(shard, "records", data=np.zeros((3, 100), "u1"), chunks=(1, 100))
+    refused(shard, r"filtered by zstd, got filters \[\]")
+
+
+def test_one_filter_more(shard: Path) -> None:
+    zstd = hdf5plugin.Zstd(clevel=1)
+    replaced(shard, "records", data=np.zeros((3, 100), "u1"), chunks=(1, 100), shuffle=True, **zstd)
+    refused(shard, r"filtered by zstd, got filters \[2, 32015\]")
 
 
 def test_extra_dataset(shard: Path) -> None:
@@ -143,17 +147,17 @@ def test_extra_dataset(shard: Path) -> None:
 
 
 def test_missing_dataset(shard: Path) -> None:
-    edit(shard, lambda file: file.__delitem__("tail"))
+    edit(shard, lambda file: file.__delitem__("records"))
     refused(shard, "expected exactly the datasets of the format")
 
 
 def test_group_in_the_place_of_a_dataset(shard: Path) -> None:
     def change(file: h5py.File) -> None:
-        del file["tail"]
-        file.create_group("tail")
+        del file["records"]
+        file.create_group("records")
 
     edit(shard, change)
-    refused(shard, "expected 'tail' to be a dataset")
+    refused(shard, "expected 'records' to be a dataset")
 
 
 def test_strings_of_any_length(shard: Path) -> None:
@@ -168,8 +172,8 @@ def test_object_references(shard: Path) -> None:
 
 def test_arrays_of_any_length(shard: Path) -> None:
     zstd = hdf5plugin.Zstd(clevel=1)
-    replaced(shard, "gold", shape=(3, 5), chunks=(1, 5), dtype=h5py.vlen_dtype("<u2"), shuffle=True, **zstd)
-    refused(shard, "'/gold' of type uint16")
+    replaced(shard, "records", shape=(3, 5), chunks=(1, 5), dtype=h5py.vlen_dtype("u1"), **zstd)
+    refused(shard, "'/records' of type uint8")
 
 
 def test_big_endian_numbers(shard: Path) -> None:
@@ -193,8 +197,8 @@ def test_more_attributes(shard: Path) -> None:
 
 
 def test_attributes_on_a_dataset(shard: Path) -> None:
-    edit(shard, lambda file: file["gold"].attrs.__setitem__("more", 1))
-    refused(shard, "'/gold' without attributes")
+    edit(shard, lambda file: file["records"].attrs.__setitem__("more", 1))
+    refused(shard, "'/records' without attributes")
 
 
 def test_summary_that_is_nested_without_end(shard: Path) -> None:
@@ -216,10 +220,10 @@ def test_other_nodes_in_the_encoding(shard: Path) -> None:
     refused(shard, "expected a valid encoding attribute")
 
 
-@pytest.mark.parametrize("version", [0, 1, 3])
+@pytest.mark.parametrize("version", [0, 1, 2, 4])
 def test_other_version(shard: Path, version: int) -> None:
     edit(shard, lambda file: file.attrs.__setitem__("version", np.uint32(version)))
-    refused(shard, r"expected version 2, got another version \(made by another release\)")
+    refused(shard, r"expected version 3, got another version \(made by another release\)")
 
 
 def test_absurd_number_of_windows(shard: Path) -> None:
@@ -235,13 +239,14 @@ def test_a_million_windows_that_are_not_there(shard: Path) -> None:
 
 def test_absurd_window(shard: Path) -> None:
     zstd = hdf5plugin.Zstd(clevel=1)
-    replaced(shard, "gold", shape=(3, 1 << 30), chunks=(1, 1 << 30), dtype="<u2", shuffle=True, **zstd)
+    replaced(shard, "records", shape=(3, 1 << 30), chunks=(1, 1 << 30), dtype="u1", **zstd)
     refused(shard, f"rows of at most {MAX_CHUNK_BYTES} bytes")
 
 
-def test_window_longer_than_its_count_says(shard: Path) -> None:
+@pytest.mark.parametrize("length", [20, 1 << 20])
+def test_windows_longer_or_shorter_than_their_counts_allow(shard: Path, length: int) -> None:
     zstd = hdf5plugin.Zstd(clevel=1)
-    replaced(shard, "gold", data=np.ones((3, 1 << 20), "<u2"), chunks=(1, 1 << 20), shuffle=True, **zstd)
+    replaced(shard, "records", data=np.ones((3, length), "u1"), chunks=(1, length), **zstd)
     refused(shard, "expected window lengths that fit its arrays")
 
 

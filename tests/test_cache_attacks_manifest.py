@@ -79,14 +79,14 @@ def test_unknown_key(cache: Path) -> None:
 
 def test_duplicate_key(cache: Path) -> None:
     text = (cache / MANIFEST).read_text()
-    (cache / MANIFEST).write_text(text.replace('"version": 2', '"version": 2,\n  "version": 2', 1))
+    (cache / MANIFEST).write_text(text.replace('"version": 3', '"version": 3,\n  "version": 3', 1))
     manifest_refused(cache, "got key 'version' stands twice")
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None, [2]])
+@pytest.mark.parametrize("version", [0, 1, 2, 4, "3", None, [3]])
 def test_manifest_of_another_version(cache: Path, version: Any) -> None:
     manifest_with(cache, lambda data: data.__setitem__("version", version))
-    manifest_refused(cache, "expected version 2, got .*; use a matching codestill release")
+    manifest_refused(cache, "expected version 3, got .*; use a matching codestill release")
 
 
 def test_manifest_of_another_format(cache: Path) -> None:

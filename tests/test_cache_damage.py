@@ -138,18 +138,16 @@ def test_deep_finds_a_window_under_another_id(tmp_path: Path) -> None:
     assert details == [f"window {number:016x}: its tokens do not hash to its id" for number in range(2)]
 
 
-def test_deep_finds_mass_that_is_not_one_and_ids_that_stand_twice(tmp_path: Path) -> None:
+def test_deep_finds_ids_that_stand_twice(tmp_path: Path) -> None:
     from dataclasses import replace
 
     window = record(np.random.default_rng(0), positions=3, sizes_P=np.array([4, 4, 4]))
-    heavy = replace(window, tail_PN=np.zeros_like(window.tail_PN))
     outside = np.setdiff1d(np.arange(50), np.concatenate([window.head_ids_E, window.tokens]))
     ids = window.head_ids_E.copy()
     ids[[5, 6]] = outside[0]
-    write_cache(tmp_path / "cache", [heavy, replace(window, head_ids_E=ids)], identity())
+    write_cache(tmp_path / "cache", [replace(window, head_ids_E=ids)], identity())
     details = [problem.detail.partition(": ")[2] for problem in verify(tmp_path / "cache", "deep")]
-    assert details[0].startswith("head and tail hold a mass of 1.")
-    assert details[1] == "an id stands twice in one head"
+    assert details == ["an id stands twice in one head"]
 
 
 # The reading path
@@ -205,16 +203,13 @@ def test_every_byte_of_every_frame_is_guarded(tmp_path: Path) -> None:
     path.write_bytes(shard_bytes(records(3, positions=5, directions=2), ENCODING, {}))
     index = read_index(path, ENCODING)
     reader, sound, handle = ShardReader(index), content(path)[0], os.open(path, os.O_RDWR)
-    for name, offsets in index.offset.items():
-        for window, (offset, size) in enumerate(zip(offsets, index.size[name], strict=True)):
-            for place in range(int(offset), int(offset + size)):
-                flip(handle, place, 1 << place % 8)
-                with pytest.raises(
-                    RunError, match=f"^shard shard.h5, window {index.id_of(window)}: expected undamaged"
-                ):
-                    reader.read(window)
-                assert same(reader.read((window + 1) % 3), sound[(window + 1) % 3])
-                flip(handle, place, 1 << place % 8)
+    for window, (offset, size) in enumerate(zip(index.offset, index.size, strict=True)):
+        for place in range(int(offset), int(offset + size)):
+            flip(handle, place, 1 << place % 8)
+            with pytest.raises(RunError, match=f"^shard shard.h5, window {index.id_of(window)}: expected undamaged"):
+                reader.read(window)
+            assert same(reader.read((window + 1) % 3), sound[(window + 1) % 3])
+            flip(handle, place, 1 << place % 8)
     os.close(handle)
 
 
@@ -223,7 +218,7 @@ def test_shard_cut_short_under_an_open_reader(tmp_path: Path, length: int) -> No
     path = tmp_path / "shard.h5"
     path.write_bytes(shard_bytes(records(3, positions=5, directions=2), ENCODING, {}))
     reader = ShardReader(read_index(path, ENCODING))
-    last = max(int((reader.index.offset[name] + reader.index.size[name]).max()) for name in reader.index.offset)
+    last = int((reader.index.offset + reader.index.size).max())
     os.truncate(path, min(length, last - 1) if length >= 0 else last - 1)
     with pytest.raises(
         RunError, match=r"window [0-9a-f]{16}: expected undamaged bytes, got .*; run `python -m cache verify"
@@ -232,7 +227,7 @@ def test_shard_cut_short_under_an_open_reader(tmp_path: Path, length: int) -> No
             reader.read(window)
 
 
-@pytest.mark.parametrize("length", [0, 1, 8, 48, 100, 1000, 4000, 8000])
+@pytest.mark.parametrize("length", [0, 1, 8, 48, 100, 1000, 2000, 3000])
 def test_shard_cut_short_before_it_is_opened(tmp_path: Path, length: int) -> None:
     path = tmp_path / "shard.h5"
     path.write_bytes(shard_bytes(records(3, positions=5, directions=2), ENCODING, {})[:length])

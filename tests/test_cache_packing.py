@@ -1,11 +1,11 @@
-"""Small signed integers as bytes: every value and every pair, there and back."""
+"""Small integers as bytes: every value, every width, there and back."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from cache.packing import NARROW, pack_pairs, unpack_pairs, unzigzag, zigzag
+from cache.packing import add_low_bits, full, low_bits, narrow, pack, packed_size, unpack, unzigzag, widen, zigzag
 
 
 def test_zigzag_by_hand() -> None:
@@ -29,29 +29,36 @@ def test_zigzag_of_what_cannot_be_written_to() -> None:
     np.testing.assert_array_equal(unzigzag(codes), np.arange(-5, 5))
 
 
-def test_every_pair_in_one_byte() -> None:
-    numbers = np.arange(NARROW[0], NARROW[1] + 1)
-    pairs_2P = np.array([[first, second] for first in numbers for second in numbers]).T
-    packed = pack_pairs(pairs_2P)
-    assert packed.shape == (1, 256) and packed.dtype == np.uint8
-    assert sorted(packed[0].tolist()) == list(range(256)), "no byte is wasted and none means two things"
-    np.testing.assert_array_equal(unpack_pairs(packed, 2), pairs_2P)
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 33])
+def test_symbols_of_every_width_there_and_back(width: int, count: int) -> None:
+    symbols = np.random.default_rng(count).integers(0, 1 << width, count).astype(np.uint8)
+    packed = pack(symbols, width)
+    assert (packed.dtype, len(packed)) == (np.uint8, packed_size(count, width))
+    np.testing.assert_array_equal(unpack(packed, width, count), symbols)
+    assert not unpack(packed, width, len(packed) * 8 // width)[count:].any(), "the last bytes are filled up with zeros"
 
 
-@pytest.mark.parametrize("rows", range(9))
-@pytest.mark.parametrize("positions", [1, 2, 33])
-def test_any_number_of_rows(rows: int, positions: int) -> None:
-    values_RP = np.random.default_rng(rows).integers(NARROW[0], NARROW[1] + 1, (rows, positions))
-    packed = pack_pairs(values_RP)
-    assert packed.shape == ((rows + 1) // 2, positions)
-    found = unpack_pairs(packed, rows)
-    assert found.dtype == np.int16
-    np.testing.assert_array_equal(found, values_RP)
-    if rows % 2:
-        assert not (packed[-1] & 15).any(), "an odd last row has zeros beside it"
+def test_which_symbols_share_a_byte() -> None:
+    """Half bytes: i with i + ceil(n / 2), the first one higher. Bits: neighbours, the first one highest."""
+    assert pack(np.array([1, 2, 3, 4, 5]), 4).tolist() == [0x14, 0x25, 0x30]
+    assert pack(np.array([1, 2, 3, 0, 1]), 2).tolist() == [0b01110100, 0b10000000]
+    assert pack(np.array([1, 0, 0, 0, 0, 0, 1, 1, 1]), 1).tolist() == [0b10000011, 0b10000000]
 
 
-def test_which_rows_share_a_byte() -> None:
-    """Row i with row i + ceil(R / 2), the first one in the high half."""
-    packed = pack_pairs(np.array([[1], [2], [-1], [-2], [3]]))
-    assert packed[:, 0].tolist() == [2 << 4 | 3, 4 << 4 | 6, 1 << 4]
+@pytest.mark.parametrize("width", [2, 4, 8])
+def test_what_does_not_fit_is_left_over_in_order(width: int) -> None:
+    top = (1 << width) - 1
+    codes = np.array([0, top - 1, top, 65_535, 1, top + 1, top])
+    symbols, over = narrow(codes, width)
+    assert over.tolist() == [0, 65_535 - top, 1, 0]
+    assert full(symbols, width) == 4 and symbols.max() == top
+    np.testing.assert_array_equal(widen(symbols, width, over), codes)
+
+
+@pytest.mark.parametrize("bits", range(13))
+def test_high_part_and_low_bits(bits: int) -> None:
+    values = np.random.default_rng(bits).integers(-32_768, 32_768, 50)
+    ones = low_bits(values, bits)
+    assert len(ones) == 50 * bits and set(ones.tolist()) <= {0, 1}
+    np.testing.assert_array_equal(add_low_bits(values >> bits, bits, ones), values)

@@ -176,7 +176,7 @@ def test_a_hostile_manifest_is_refused_before_anything_else_is_fetched(cache: Pa
         "shards.0.name": text.replace(shard(cache, 0), "../../evil-000000000000.h5"),
         "the bytes its digest was made of": text.replace('"documents": 40', '"documents": 41'),
         "JSON without duplicate keys": text.replace('"k": 8', '"k": 8, "k": 8'),
-        "expected version": text.replace('"version": 2', '"version": 999'),
+        "expected version": text.replace('"version": 3', '"version": 999'),
         "at most 33554432 bytes": text + " " * (1 << 25),
     }
     for number, (message, attack) in enumerate(attacks.items()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,20 @@ import numpy as np
 import pytest
 from cache_records import basis_bytes, basis_of, identity, records, write_cache
 
-from cache.basis import read_basis, to_bytes
+from cache.basis import PIECE, read_basis, to_bytes
 from cache.frames import compress, new_compressor
-from cache.shape import BASIS, LARGEST_STEP, Basis, TailShape, predicting, quantise_basis, step_of
+from cache.shape import (
+    BASIS,
+    CENTRE_STEP,
+    CROWD,
+    LARGEST_STEP,
+    ZERO,
+    Basis,
+    TailShape,
+    predicting,
+    quantise_basis,
+    step_of,
+)
 from cache.shard import write_frames
 from cache.structure import BASIS as LAYOUT
 from cache.verify import verify
@@ -45,18 +57,19 @@ def test_file_round_trip_is_exact(tmp_path: Path) -> None:
     raw = to_bytes(basis)
     (tmp_path / BASIS).write_bytes(raw)
     back = read_basis(tmp_path, shape_of(raw), VOCAB)
-    for name in ("codes_AV", "class_V", "scale_A", "weights_R2R"):
+    for name in ("codes_AV", "class_V", "scale_A", "weights_R2R", "centres_AK"):
         np.testing.assert_array_equal(getattr(back, name), getattr(basis, name))
         assert getattr(back, name).dtype == getattr(basis, name).dtype
     assert raw == to_bytes(back)
 
 
-def test_every_entry_is_within_half_its_tokens_step() -> None:
+def test_every_entry_is_within_its_tokens_step() -> None:
+    """Half a step, or ZERO of one where the entry became the centre."""
     rng = np.random.default_rng(1)
     mean_V, basis_RV = rng.normal(size=VOCAB), rng.normal(size=(R, VOCAB))
     spread_R, weight_V = np.array([2.0, 0.5, 0.01]), rng.dirichlet(np.full(VOCAB, 0.2))
     stored = quantise_basis(mean_V, basis_RV, spread_R=spread_R, weight_V=weight_V, step=0.1, positions=5000)
-    half_V = step_of(stored.class_V) / 2
+    half_V = step_of(stored.class_V) * ZERO
     centre_R = basis_RV @ (weight_V + 1e-3 / VOCAB) / (weight_V + 1e-3 / VOCAB).sum()
     missed_RV = (stored.basis() - (basis_RV - centre_R[:, None])) * spread_R[:, None]
     assert (abs(missed_RV) <= half_V * 1.01 + 1e-6).all()
@@ -79,6 +92,22 @@ def test_steps_follow_mass_positions_and_step() -> None:
     assert set(once.class_V.astype(int) - coarse.class_V.astype(int)) == {2}
     wanted = 0.1 / np.sqrt(1000 * (weight_V[8] + 1e-3 * weight_V.mean()))
     assert wanted / 2**0.5 < step_of(once.class_V)[8] * 1.0001 and step_of(once.class_V)[8] < wanted * 2**0.5 * 1.0001
+
+
+def test_a_crowd_of_unlikely_tokens_has_a_centre() -> None:
+    """Tokens that lie together, far from the likely ones, cost nothing but their centre."""
+    rng, rare = np.random.default_rng(3), 3 * CROWD
+    weight_V = np.concatenate([np.full(20, 0.05), np.full(rare, 1e-9)])
+    basis_RV = np.concatenate([rng.normal(size=(R, 20)), 20 + 0.1 * rng.normal(size=(R, rare))], axis=1)
+    mean_V = rng.normal(size=20 + rare)
+    stored = quantise_basis(mean_V, basis_RV, spread_R=np.ones(R), weight_V=weight_V, step=0.1, positions=1000)
+    column = sorted(set(stored.class_V.tolist()), reverse=True).index(int(stored.class_V[-1]))
+    assert (abs(stored.centres_AK[1:, column]) * CENTRE_STEP > 3).all()
+    assert not stored.codes_AV[1:, 20:].any()
+    assert not np.delete(stored.centres_AK, column, axis=1).any(), "few tokens are no crowd"
+    middle_R = basis_RV @ (weight_V + 1e-3 * weight_V.mean()) / (weight_V + 1e-3 * weight_V.mean()).sum()
+    missed_RV = stored.basis() - (basis_RV - middle_R[:, None])
+    assert abs(missed_RV[:, 20:]).max() < step_of(stored.class_V)[-1] * ZERO
 
 
 def test_likely_ids_come_first() -> None:
@@ -118,17 +147,19 @@ def test_every_flipped_byte_is_refused(tmp_path: Path) -> None:
 
 
 def hostile(**change: Any) -> bytes:
-    """A basis file with its own hash but other content."""
-    rows: dict[str, Any] = {"codes": np.ones((R + 2, VOCAB), "<u2"), "weights": np.zeros((R + 2, 2 * R), "<u2")}
-    rows["pairs"] = np.zeros((len(change.get("codes", rows["codes"])), (VOCAB + 1) // 2), "u1")
-    rows |= {name: value for name, value in change.items() if name in rows}
+    """A basis file with its own hash but other content: by default a sound one of zeros."""
+    classes = change.get("classes", np.zeros(VOCAB, np.uint8))
+    scale = change.get("scale", np.ones(R + 1, "<f4"))
+    numbers = change.get("numbers", np.zeros(2 * R * R, np.uint8))  # weights, centres, groups of one class
+    parts = [classes, scale.view(np.uint8), numbers, np.zeros(R + 1, np.uint8), change.get("groups", np.zeros(R + 1))]
+    stream = np.concatenate([*parts, change.get("more", np.zeros(0))]).astype(np.uint8)
+    frame = compress([stream], len(stream), new_compressor())[0]
     with h5py.File("basis", "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
         file.attrs["format"] = np.bytes_(change.get("format", LAYOUT.format))
         file.attrs["version"] = np.uint32(LAYOUT.version)
-        file.create_dataset("scale", data=change.get("scale", np.ones(len(rows["codes"]), "<f4")), track_times=False)
-        for name, array in rows.items():
-            frames = [compress(row, len(row), new_compressor()) for row in array]
-            write_frames(file, name, array.dtype, array.shape[1], frames)
+        checksum = np.array([change.get("checksum", zlib.crc32(frame))], "<u4")
+        file.create_dataset("checksum", data=checksum, track_times=False)
+        write_frames(file, "stream", len(stream), [frame])
         if "extra" in change:
             file["extra"] = np.zeros(3)
         file.flush()
@@ -141,13 +172,21 @@ def test_hostile_files_under_their_own_hash(tmp_path: Path) -> None:
     refused(tmp_path, b"not HDF5", "expected a readable HDF5 structure")
     refused(tmp_path, hostile(format="codestill-shard"), "another format")
     refused(tmp_path, hostile(extra=True), "objects of other names")
-    refused(tmp_path, hostile(scale=np.full(R + 2, np.nan, "<f4")), "scales that are not positive numbers")
-    refused(tmp_path, hostile(scale=np.zeros(R + 2, "<f4")), "scales that are not positive numbers")
-    refused(tmp_path, hostile(codes=np.full((R + 2, VOCAB), 64, "<u2")), "a class of 64")
-    refused(tmp_path, hostile(codes=np.ones((R + 2, VOCAB + 1), "<u2")), "codes of 5 rows of 51")
-    refused(tmp_path, hostile(weights=np.ones((R + 2, R), "<u2")), "weights of 5 rows of 3")
-    refused(tmp_path, hostile(), "codes of 5 rows of 50", directions=R + 1)
+    refused(tmp_path, hostile(scale=np.full(R + 1, np.nan, "<f4")), "scales that are not positive numbers")
+    refused(tmp_path, hostile(scale=np.zeros(R + 1, "<f4")), "scales that are not positive numbers")
+    refused(tmp_path, hostile(classes=np.full(VOCAB, 64)), "a class of 64")
+    refused(tmp_path, hostile(classes=np.zeros(VOCAB - 1)), "scales that are not|a stream that ends too early")
+    refused(tmp_path, hostile(numbers=np.full(2 * R * R, 255)), "a stream that ends too early")
+    refused(tmp_path, hostile(groups=np.full(R + 1, 48)), "a group of 48")
+    refused(tmp_path, hostile(groups=np.full(R + 1, 17)), "a stream that ends too early")
+    refused(tmp_path, hostile(more=np.ones(1)), "bytes behind the stream's end")
+    refused(tmp_path, hostile(checksum=1), "a checksum that does not fit")
+    refused(tmp_path, hostile(), "a stream that ends too early|scales that are not", directions=R + 1)
     refused(tmp_path, hostile(), "expected a file of", bytes=10**9)
+
+
+def test_a_stream_longer_than_any_basis_needs_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    refused(tmp_path, hostile(more=np.zeros(PIECE)), "a stream of 1 pieces of")
 
 
 def test_more_than_any_reader_accepts_is_refused_before_it_is_read(tmp_path: Path) -> None:
@@ -155,6 +194,16 @@ def test_more_than_any_reader_accepts_is_refused_before_it_is_read(tmp_path: Pat
     (tmp_path / BASIS).write_bytes(raw)
     with pytest.raises(RunError, match="more than any reader accepts"):
         read_basis(tmp_path, shape_of(raw, directions=1024), 2**30)
+
+
+def test_a_basis_of_several_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cache.basis.PIECE", 100)
+    basis = weighted(basis_of(VOCAB, R))
+    raw = to_bytes(basis)
+    (tmp_path / BASIS).write_bytes(raw)
+    with h5py.File(tmp_path / BASIS) as file:
+        assert file["stream"].shape[0] > 3
+    np.testing.assert_array_equal(read_basis(tmp_path, shape_of(raw), VOCAB).codes_AV, basis.codes_AV)
 
 
 def test_link_is_refused(tmp_path: Path) -> None:

@@ -20,11 +20,10 @@ import pytest
 from cache_records import files_of, identity, record, records, write_cache
 
 from cache import lock as lock_module
-from cache.encoding import Encoding
+from cache.encoding import Encoding, encode_window
 from cache.lock import only_one
 from cache.manifest import read_manifest
 from cache.shard import shard_bytes
-from cache.tail import NODES
 from cache.verify import verify
 from cache.writer import LOCK, PROGRESS_FOLDER, finished, writing
 from shared.errors import RunError, UsageError
@@ -345,7 +344,7 @@ def test_two_shards_of_one_number(tmp_path: Path) -> None:
 def test_windows_longer_than_any_reader_accepts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cache.shard.MAX_CHUNK_BYTES", 100)
     window = record(np.random.default_rng(0), positions=60)
-    longest = 60 * (len(NODES) - 2) * 2  # the tail's residuals
-    expected = f"bytes of one field of a window: expected at most 100, got {longest}; set a smaller max_length or k"
+    longest = sum(map(len, encode_window(window, Encoding(vocab_size=50, k=8)).sections))
+    expected = f"bytes of a window: expected at most 100, got {longest}; set a smaller max_length or k"
     with pytest.raises(UsageError, match=expected):
         shard_bytes([window], Encoding(vocab_size=50, k=8), {})

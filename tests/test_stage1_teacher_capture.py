@@ -79,7 +79,8 @@ def test_records_are_the_teachers_own(tmp_path: Path, teacher: Path, corpus: Pat
     assert verify(tmp_path / "cache", "deep") == []
     assert (len(cache), len(manifest.shards), manifest.vocab_size) == (40, 5, 300)
     model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()
-    gold, half = [], manifest.identity.encoding.value_step / 2 + 1e-4
+    encoding, gold = manifest.identity.encoding, []
+    half = encoding.value_step + encoding.odds_step / 2 + 1e-4  # an entry against its best one, and the whole head
     for number in (0, 17, 39):
         window = cache[number]
         with torch.inference_mode():
@@ -327,7 +328,7 @@ def test_logits_that_are_not_the_heads_are_refused(tmp_path: Path, teacher: Path
             output.logits = output.logits * 1.5
             return output
 
-    from stage1_teacher.teacher import _split
+    from stage1_teacher.teacher import split
 
     config = settings(tmp_path, teacher, corpus)
     torch.manual_seed(0)
@@ -335,7 +336,7 @@ def test_logits_that_are_not_the_heads_are_refused(tmp_path: Path, teacher: Path
         GPT2Config(vocab_size=50, n_positions=16, n_embd=8, n_layer=1, n_head=1, initializer_range=0.5)
     ).eval()
     with pytest.raises(UsageError, match="expected logits that its head computes from the last hidden state"):
-        _split(model, config.teacher)
+        split(model, config.teacher)
 
 
 def test_batches_hold_every_window_once_within_the_budget(corpus: Path) -> None:

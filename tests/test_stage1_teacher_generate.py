@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from tiny_model import save_tiny_model
+from transformers import AutoModelForCausalLM
 
 from shared.config import check_config
 from shared.errors import RunError, UsageError
-from stage1_teacher import generate_local
 from stage1_teacher.__main__ import main
 from stage1_teacher.generate import generate
 from stage1_teacher.generate_config import GenerateConfig
@@ -204,7 +204,7 @@ def test_only_safetensors_and_no_remote_code(tmp_path: Path, model: Path, monkey
         seen.update(options)
         raise OSError("no")
 
-    monkeypatch.setattr(generate_local.AutoModelForCausalLM, "from_pretrained", opened)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", opened)
     with pytest.raises(UsageError, match="expected a causal LM, got no; repair the directory"):
         generate(settings(tmp_path, model))
     assert (seen["use_safetensors"], seen["trust_remote_code"], seen["local_files_only"]) == (True, False, True)

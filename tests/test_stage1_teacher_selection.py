@@ -5,6 +5,8 @@ Legend: C positions, V vocabulary, K head columns, N tail nodes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -19,9 +21,13 @@ def logits_of(seed: int, spread: float, rows: int = 7) -> torch.Tensor:
     return spread * torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed))
 
 
+def giving(logits_CV: torch.Tensor) -> Callable[[torch.Tensor | None], torch.Tensor]:
+    return lambda out_CV: logits_CV.clone() if out_CV is None else out_CV.copy_(logits_CV)
+
+
 def keep(logits_CV: torch.Tensor, gold_C: torch.Tensor, selection: Selection) -> Record:
     chunk = HeadChunk(VOCAB, torch.device("cpu"))
-    chunk.logits(lambda out_CV: out_CV.copy_(logits_CV), len(logits_CV))
+    chunk.logits(giving(logits_CV), len(logits_CV))
     return chunk.select(gold_C, selection)
 
 
@@ -60,7 +66,7 @@ def test_tail_mass_is_summed_not_subtracted() -> None:
 def test_head_that_holds_the_vocabulary_leaves_no_tail() -> None:
     chunk = HeadChunk(3, torch.device("cpu"))
     logits_CV = torch.randn(2, 3, generator=torch.Generator().manual_seed(4))
-    chunk.logits(lambda out_CV: out_CV.copy_(logits_CV), 2)
+    chunk.logits(giving(logits_CV), 2)
     record = chunk.select(torch.tensor([0, 2]), Selection(k=200, top_p=1.0))
     assert record.sizes_C.tolist() == [3, 3]
     assert torch.isneginf(record.tail_CN).all()
@@ -71,7 +77,7 @@ def test_scratch_is_reused_without_traces_of_the_chunk_before() -> None:
     gold_C = torch.arange(7)
     first = keep(logits_of(6, 2.0), gold_C, selection)
     for seed in (5, 6):
-        chunk.logits(lambda out_CV, seed=seed: out_CV.copy_(logits_of(seed, 2.0)), 7)
+        chunk.logits(giving(logits_of(seed, 2.0)), 7)
         again = chunk.select(gold_C, selection)
     assert torch.equal(again.logprobs_CK, first.logprobs_CK)
     assert torch.equal(again.tail_CN, first.tail_CN)
@@ -106,7 +112,7 @@ def test_logits_that_bring_their_own_memory_are_kept_alike(vocab: int) -> None:
     chunks[1]._kept_CV = None
     records = []
     for chunk in chunks:
-        seen_CV = chunk.logits(lambda out_CV: logits_CV.clone() if out_CV is None else out_CV.copy_(logits_CV), 7)
+        seen_CV = chunk.logits(giving(logits_CV), 7)
         assert torch.equal(seen_CV, logits_CV)
         records.append(chunk.select(gold_C, selection))
     for ours, theirs in zip(*(record.columns() for record in records), strict=True):

@@ -103,9 +103,13 @@ def test_another_teachers_validation_cache_is_refused(config: Callable[..., Trai
         train(config(validation={"cache": str(caches / "stranger")}))
 
 
-def test_several_processes_are_refused(config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_launcher_is_refused(config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="expected one process, got WORLD_SIZE=2"):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(
+        UsageError, match="beside WORLD_SIZE=2, got no MASTER_ADDR, MASTER_PORT; start it with torchrun"
+    ):
         train(config())
 
 

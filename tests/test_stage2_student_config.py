@@ -29,11 +29,6 @@ def write(tmp_path: Path, **changes: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_every_shipped_config_loads(path: Path) -> None:
-    load_config(TrainConfig, path)
-
-
 def test_the_five_students_of_the_first_recipe_ship() -> None:
     configs = [load_config(TrainConfig, path) for path in CONFIGS if path.name.startswith("mbpp-")]
     assert sorted((c.student.preset, c.temperature.at(0), c.kd_weight.at(0)) for c in configs) == [
@@ -89,7 +84,7 @@ def test_the_demos_twins_differ_in_the_weights_alone() -> None:
         ({"form": "whole"}, "'full', 'bucket' or 'renormalised'"),
         ({"student": {}}, "exactly one of preset, architecture, pretrained"),
         ({"student": {"preset": "gpt2-44m", "revision": "main"}}, "revision only beside pretrained"),
-        ({"student": {"preset": "gpt2-45m"}}, "'gpt2-44m' or 'gpt2-202m'"),
+        ({"student": {"preset": "gpt2-45m"}}, "'llama-44m' or 'llama-202m'"),
         ({"student": {"architecture": {"layers": 1, "width": 30, "heads": 4}}}, "width to be a multiple of heads"),
         ({"validation": {}}, "exactly one of cache, fraction"),
         ({"validation": {"fraction": 1.5}}, "less than 1"),

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, 
 
 from shared.errors import UsageError
 from shared.tokenizer import TokenizerFingerprint, fingerprint
-from stage2_student.config import Architecture, StudentConfig
+from stage2_student.student_config import Architecture, StudentConfig
 from stage2_student.students import (
     PRESETS,
     build_student,
@@ -67,7 +67,7 @@ def test_pretrained_student_with_another_tokenizer_is_refused(tmp_path: Path) ->
         build_student(StudentConfig(pretrained=str(tmp_path)), 49_152, FACTS)
     assert str(caught.value) == (
         f"student {tmp_path.name}: tokenizer: expected size 49152, got 257; "
-        "take a model with the cache's tokenizer, or capture with this one's"
+        "take a model with the cache's tokenizer, capture with this one's, or set other_tokenizer"
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from shared.errors import UsageError
 from shared.files import read_jsonl, write_jsonl
 from stage2_student.curves import draw_curves, series
-from stage2_student.watch import as_row, cut_back, last_validation, line_of
+from stage2_student.watch import as_row, cut_back, line_of, validation_at
 
 ROWS = [
     {"step": 2, "epoch": 0.5, "split": "train", "loss": 3.0, "ce": 3.0, "tokens_per_second": 1234.5},
@@ -42,9 +42,10 @@ def test_cut_back_drops_what_comes_after_the_checkpoint_and_a_torn_line(tmp_path
 
 
 def test_the_last_validation_is_found(tmp_path: Path) -> None:
-    assert last_validation(tmp_path / "none.jsonl") is None
+    assert validation_at(tmp_path / "none.jsonl", None) is None
     write_jsonl(tmp_path / "metrics.jsonl", ROWS)
-    assert last_validation(tmp_path / "metrics.jsonl") == ROWS[2]
+    assert validation_at(tmp_path / "metrics.jsonl", None) == ROWS[2] == validation_at(tmp_path / "metrics.jsonl", 4)
+    assert validation_at(tmp_path / "metrics.jsonl", 2) is None
 
 
 def test_rows_keep_what_belongs_to_them() -> None:
