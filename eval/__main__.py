@@ -13,6 +13,7 @@ import typer
 
 from eval.config import EvalConfig, JudgeSettings
 from eval.folder import AGREEMENTS, SPECULATIONS
+from eval.sweeps import with_sweeps
 from shared.cli import ConfigArg, JsonFlag, Overrides, new_app, print_json
 from shared.cli import run as run_app
 from shared.config import load_config
@@ -48,7 +49,7 @@ CodetOption = Annotated[bool, typer.Option("--codet-only", help="CodeT alone, wh
 def _open(config: Path, overrides: list[str] | None) -> Evaluation:
     from eval.stages import Evaluation
 
-    return Evaluation(load_config(EvalConfig, config, overrides or []))
+    return Evaluation(with_sweeps(load_config(EvalConfig, config, overrides or [])))
 
 
 @app.command()

@@ -150,7 +150,10 @@ class EvalConfig(StrictModel):
     """Everything `python -m eval run` needs."""
 
     out: ConfigPath = Field(description="result directory; run again on it to go on")
-    models: list[ModelSpec] = Field(min_length=1, description="models to score; ratios are to the teacher")
+    models: list[ModelSpec] = Field(default=[], description="models to score; ratios are to the teacher")
+    sweeps: tuple[ConfigPath, ...] = Field(
+        default=(), description="folders of stage 2's sweeps: each finished run is one more student"
+    )
     tasks: list[TaskSpec] = Field(min_length=1, description="task sets; one table each")
     protocol: str | None = Field(
         default=None, description="published protocol that fixes prompt, decoding and samples (docs/protocols.md)"
@@ -191,6 +194,8 @@ class EvalConfig(StrictModel):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
+        if not self.models and not self.sweeps:
+            raise ValueError("at least one model, or a sweep")
         for key, names in (
             ("models", [model.name for model in self.models]),
             ("tasks", [task.title for task in self.tasks]),
