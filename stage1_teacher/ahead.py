@@ -44,12 +44,13 @@ def look_ahead(config: CaptureConfig, tokenizer: PreTrainedTokenizerBase) -> Ahe
     if config.corpus.streamed:
         return None
     windows, counts = readable_windows(config, tokenizer)
-    digest, tokens = hashlib.sha256(), []
+    digest, tokens, longest = hashlib.sha256(), [], 0
     for shard in in_shards(windows, config.windows_per_shard):
         digest.update(bytes.fromhex("".join(window.id for window in shard)))
         tokens.append(tokens_in(shard))
+        longest = max(longest, *(len(window.tokens) for window in shard))
     name_dropped(counts)
-    return Ahead(counts.windows, counts.tokens, counts.longest, digest.hexdigest(), tuple(tokens))
+    return Ahead(counts.windows, counts.tokens, longest, digest.hexdigest(), tuple(tokens))
 
 
 def readable_windows(

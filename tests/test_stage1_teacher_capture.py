@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_capture import tiny_config
 from tiny_model import save_tiny_model
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
@@ -364,3 +365,11 @@ def test_command_line_ends_with_the_next_step(tmp_path: Path, teacher: Path, cor
     assert wrong.returncode == 2
     assert "unknown key 'selectoin'" in wrong.stderr
     assert "did you mean 'selection'?" in wrong.stderr
+
+
+def test_windows_longer_than_the_teachers_positions_are_refused(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "teacher", positions=16)
+    with pytest.raises(UsageError, match=r"expected positions for windows of \d\d tokens, got 16; set windows.max_length"):
+        capture(tiny_config(tmp_path), progress=False)
+    short = {"max_length": 16, "long_documents": "split"}
+    assert capture(tiny_config(tmp_path, windows=short), progress=False).total("windows") > 40
