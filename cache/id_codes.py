@@ -39,11 +39,18 @@ class Heads:
         """Heads of these sizes, each at least 1."""
         first = int(sizes_P[0])
         width = first if (sizes_P == first).all() else 0
+        if width:
+            return cls(sizes_P, np.arange(0, width * len(sizes_P), width), width)
         return cls(sizes_P, np.cumsum(sizes_P, dtype=np.int64) - sizes_P, width)
+
+    @property
+    def entries(self) -> int:
+        """E."""
+        return int(self.starts_P[-1]) + int(self.sizes_P[-1])
 
     def others(self) -> NDArray[np.bool_]:
         """False at each head's first entry, [E]."""
-        others_E = np.ones(int(self.starts_P[-1] + self.sizes_P[-1]), bool)
+        others_E = np.ones(self.entries, bool)
         others_E[self.starts_P] = False
         return others_E
 
@@ -63,7 +70,7 @@ class Heads:
     def hold(self, positions: NDArray[np.int64], wanted: NDArray[np.int32], ids_E: NDArray[np.int32]) -> bool:
         """Whether the head of any of these positions has the id that is wanted there."""
         if self.width:
-            return bool((ids_E.reshape(-1, self.width)[positions] == wanted[:, None]).any())
+            return bool((ids_E.reshape(-1, self.width).take(positions, axis=0) == wanted[:, None]).any())
         wanted_P = np.full(len(self.sizes_P), -1, np.int32)
         wanted_P[positions] = wanted
         return bool((ids_E == np.repeat(wanted_P, self.sizes_P)).any())
@@ -91,12 +98,12 @@ def decode_heads(raw: Bytes, positions: int, k: int) -> tuple[NDArray[np.int32],
         ValueError: a size above k, or a rank above its head's size.
     """
     sizes_P, ranks_P = np.divmod(raw, k + 1) if k < LARGE else raw.reshape(2, positions)
-    sizes_P = sizes_P.astype(np.int32) + 1
-    if sizes_P.max() > k:
+    if sizes_P.max() >= k:
         raise ValueError(f"head sizes outside 1..{k}")
+    sizes_P = sizes_P + np.uint8(1)  # at most k, which a byte holds
     if (ranks_P > sizes_P).any():
         raise ValueError("a token at a rank its head does not have")
-    return sizes_P, ranks_P
+    return sizes_P.astype(np.int32), ranks_P
 
 
 def heads_size(k: int) -> int:
@@ -129,8 +136,8 @@ def decode_ids(first_I: Bytes, low: Bytes, further: Bytes, vocab_size: int, dire
     bits = low_width(vocab_size, direct)
     if bits == 8 and not direct:
         ids_I = first_I.astype(np.uint16)
-        ids_I <<= 8
-        ids_I |= low
+        ids_I *= np.uint16(256)
+        ids_I += low.astype(np.uint16)
         return ids_I
     rest = low.astype(np.int32)
     if bits > 8:

@@ -9,6 +9,8 @@ stand apart, so that what is left of numbers of any spread looks alike and one t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -53,11 +55,16 @@ def unpack(packed: Bytes, width: int, count: int) -> Bytes:
         return np.unpackbits(packed, count=count)
     if width == 8:
         return packed[:count]
-    symbols = np.empty((8 // width, len(packed)), np.uint8)
-    for place, row in enumerate(symbols):
-        np.right_shift(packed, 8 - width * (place + 1), out=row)
-        row &= (1 << width) - 1
-    return symbols.reshape(-1)[:count]
+    return _PARTS[width].take(packed, axis=1).reshape(-1)[:count]
+
+
+_PARTS = {
+    width: np.stack(
+        [np.arange(256, dtype=np.uint8) >> place & (1 << width) - 1 for place in range(8 - width, -1, -width)]
+    )
+    for width in (2, 4)
+}
+"""[8 / width, 256]: the symbols of each byte."""
 
 
 def packed_size(count: int, width: int) -> int:
@@ -96,3 +103,19 @@ def add_low_bits(high: NDArray[np.signedinteger[Any]], bits: int, ones: Bytes) -
     for place, plane in enumerate(ones.reshape(bits, len(high))):
         values |= plane.astype(np.int32) << place
     return values
+
+
+def join(pieces: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """One array of several; of one, itself."""
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def beside(tables_W: Sequence[NDArray[Any]], counts_W: Sequence[int]) -> NDArray[Any]:
+    """[C, sum of counts] of tables that each are [C, count], whatever their shape says."""
+    tables = [table.reshape(-1, count) for table, count in zip(tables_W, counts_W, strict=True)]
+    return tables[0] if len(tables) == 1 else np.concatenate(tables, axis=1)
+
+
+def spans(counts_W: Sequence[int]) -> list[slice]:
+    """Where each window's own lie among those of all."""
+    return [slice(start, end) for start, end in pairwise(accumulate(counts_W, initial=0))]

@@ -2,7 +2,8 @@
 
 A window is one frame, read with pread at an offset that the shard's index knows, and decoded with zstandard, outside h5py's
 global lock, so threads and DataLoader workers run side by side. Order, shuffling and batches are the student's business, not
-ours. Memory: the index (about 60 bytes a window) and one window at a time; at most MAX_OPEN_FILES open files.
+ours. Memory: the index (about 60 bytes a window) and the windows asked for, `read(many)` being quicker than one after another;
+at most MAX_OPEN_FILES open files.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from __future__ import annotations
 import os
 import threading
 import zlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,8 @@ import zstandard
 from numpy.typing import NDArray
 
 from cache.basis import read_prior
-from cache.encoding import Codes, decode_window
+from cache.decoding import decode_windows
+from cache.encoding import Codes
 from cache.frames import decompress
 from cache.manifest import Manifest, read_manifest
 from cache.prior import Prior
@@ -26,6 +31,7 @@ from cache.record import CachedWindow
 from cache.shard import ShardIndex, read_index
 from shared.errors import RunError
 
+AT_ONCE = 4096  # positions: more save little, and what is decoded must fit into a processor's cache
 MAX_OPEN_FILES = 128  # a cache of thousands of shards must fit under the usual limit of 1024 descriptors
 
 
@@ -75,15 +81,27 @@ class ShardReader:
         Raises:
             RunError: its bytes are damaged or cannot be read; names shard, window and remedy. Nothing of it is returned.
         """
+        return self.fetch(window).decoded()
+
+    def fetch(self, window: int) -> Stored:
+        """One window's bytes, as they were written.
+
+        Raises:
+            RunError: they are not, or cannot be read.
+        """
         try:
-            return self._decode(window, self._frame(window))
+            return self._unpacked(window, self._frame(window))
         except (ValueError, OSError) as error:
-            raise RunError(
-                f"shard {self.index.path.name}, window {self.index.id_of(window)}",
-                expected="undamaged bytes",
-                got=str(error),
-                do=f"run `python -m cache verify {self.index.path.parent}` and get the shards it names again",
-            ) from None
+            raise self.damaged(window, error) from None
+
+    def damaged(self, window: int, error: Exception) -> RunError:
+        """What a user is told."""
+        return RunError(
+            f"shard {self.index.path.name}, window {self.index.id_of(window)}",
+            expected="undamaged bytes",
+            got=str(error),
+            do=f"run `python -m cache verify {self.index.path.parent}` and get the shards it names again",
+        )
 
     def _frame(self, window: int) -> bytes:
         index = self.index
@@ -93,20 +111,46 @@ class ShardReader:
             raise ValueError("a checksum that does not fit")
         return frame
 
-    def _decode(self, window: int, frame: bytes) -> CachedWindow:
+    def _unpacked(self, window: int, frame: bytes) -> Stored:
         index = self.index
         if not hasattr(_thread, "zstd"):
             _thread.zstd = zstandard.ZstdDecompressor()
         raw = decompress(frame, index.padded, _thread.zstd)
         codes = Codes(int(index.token_count[window]) - 1, int(index.entry_count[window]), (raw,))
-        return decode_window(
-            codes,
-            index.encoding,
-            self._prior,
-            window_id=index.id_of(window),
-            document=index.document[window].decode(errors="replace"),
-            prompt_tokens=int(index.prompt_tokens[window]),
-        )
+        document = index.document[window].decode(errors="replace")
+        return Stored(self, window, codes, (index.id_of(window), document, int(index.prompt_tokens[window])))
+
+    def decode(self, windows: Sequence[Stored]) -> list[CachedWindow]:
+        """Windows of this cache, of this shard or others.
+
+        Raises:
+            ValueError: one of them is none.
+        """
+        codes, labels = [stored.codes for stored in windows], [stored.label for stored in windows]
+        return decode_windows(codes, self.index.encoding, self._prior, labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A window's bytes, undamaged, not yet decoded.
+
+    Attributes:
+        reader, window: where it lies.
+        codes: the bytes.
+        label: id, document, prompt tokens.
+    """
+
+    reader: ShardReader
+    window: int
+    codes: Codes
+    label: tuple[str, str, int]
+
+    def decoded(self) -> CachedWindow:
+        """The window; see ShardReader.read for errors."""
+        try:
+            return self.reader.decode([self])[0]
+        except ValueError as error:
+            raise self.reader.damaged(self.window, error) from None
 
 
 class Cache:
@@ -124,7 +168,7 @@ class Cache:
         indexes = [_index(directory, manifest, number) for number in range(len(manifest.shards))]
         prior = read_prior(directory, manifest.identity.shape, manifest.vocab_size)
         self._shards = [ShardReader(index, prior) for index in indexes]
-        self._ends = np.cumsum([len(index) for index in indexes])
+        self._ends = np.cumsum([len(index) for index in indexes]).tolist()
         self._open: dict[int, None] = {}  # shards with an open file, longest open first
         self.lengths: NDArray[np.int32] = np.concatenate([index.token_count for index in indexes]).astype(np.int32)
         self.window_ids: NDArray[np.uint64] = np.concatenate([index.window_id for index in indexes])
@@ -139,15 +183,43 @@ class Cache:
             IndexError: no such window.
             RunError: damaged bytes.
         """
+        return self._stored(window).decoded()
+
+    def read(self, windows: Sequence[int]) -> list[CachedWindow]:
+        """`self[window]` for each of `windows`, to the last bit, in about half the time: many are decoded at once.
+
+        Raises:
+            IndexError, RunError: as for a single one.
+        """
+        found: list[CachedWindow] = []
+        waiting: list[Stored] = []
+        positions = 0
+        for window in windows:
+            waiting.append(self._stored(window))
+            positions += waiting[-1].codes.positions
+            if positions >= AT_ONCE:
+                found += _decoded(waiting)
+                waiting, positions = [], 0
+        return found + _decoded(waiting)
+
+    def _stored(self, window: int) -> Stored:
         if not 0 <= window < len(self):
             raise IndexError(window)
-        shard = int(np.searchsorted(self._ends, window, side="right"))
+        shard = bisect_right(self._ends, window)
         if shard not in self._open:
             self._open[shard] = None
             for oldest in list(self._open)[:-MAX_OPEN_FILES]:
                 self._open.pop(oldest, None)
                 self._shards[oldest].release()
-        return self._shards[shard].read(window - (int(self._ends[shard - 1]) if shard else 0))
+        return self._shards[shard].fetch(window - (self._ends[shard - 1] if shard else 0))
+
+
+def _decoded(windows: list[Stored]) -> list[CachedWindow]:
+    """All at once; where one of them is damaged, one after another, so that its own error is raised."""
+    try:
+        return windows[0].reader.decode(windows) if windows else []
+    except ValueError:
+        return [window.decoded() for window in windows]
 
 
 def _index(directory: Path, manifest: Manifest, number: int) -> ShardIndex:

@@ -133,6 +133,10 @@ class StreamingCache(Cache):
         reader = self._in_use(shard)
         return self._first_read(shard, row) if reader is None else reader.read(row)
 
+    def read(self, windows: Sequence[int]) -> list[CachedWindow]:
+        """`self[window]` for each of `windows`."""
+        return [self[window] for window in windows]
+
     def _in_use(self, shard: int) -> ShardReader | None:
         """The reader of a shard whose file is open."""
         with self._lock:

@@ -10,11 +10,14 @@ Legend: P positions, N nodes, M = N - 1 nodes other than beta = 1, in the order 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.packing import spans
 from cache.tail import NODES, ONE
 
 NO_TAIL = -32768  # code of the log-odds where there is no tail mass
@@ -78,6 +81,30 @@ def decode_odds(codes_P: NDArray[np.integer[Any]], step: float) -> tuple[NDArray
     return np.minimum(odds_P, 0) - small_P, np.minimum(-odds_P, 0) - small_P
 
 
+USUAL_ODDS = 1024  # codes up to here, either side, are looked up
+
+
+@lru_cache(maxsize=8)
+def _odds_table(step: float) -> NDArray[np.float64]:
+    return np.stack(decode_odds(np.arange(-USUAL_ODDS, USUAL_ODDS), step))
+
+
+def look_up_odds(codes_P: NDArray[np.int32], step: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """decode_odds, quicker where all codes are usual ones."""
+    places_P = (codes_P + USUAL_ODDS).view(np.uint32)  # what is below the table is above it now
+    try:
+        one_P, mass_P = _odds_table(step).take(places_P, axis=1)
+    except IndexError:
+        return decode_odds(codes_P, step)
+    return one_P, mass_P
+
+
+@lru_cache(maxsize=8)
+def log_of_rest(vocab_size: int, k: int) -> NDArray[np.float64]:
+    """f(0) beside heads of 0 to k ids, [k + 1]: the log of the number of ids outside; 0 where there are none."""
+    return np.log(np.maximum(vocab_size - np.arange(k + 1), 1).astype(np.float64))
+
+
 def encode_gaps(
     tail_PN: NDArray[np.floating[Any]], one_P: NDArray[np.float64], nothing_P: NDArray[np.float64], step: float
 ) -> NDArray[np.int32]:
@@ -108,17 +135,29 @@ def _residuals(gaps_MP: NDArray[np.float64], chord_MP: NDArray[np.float64], step
 
 
 def decode_gaps(
-    residual_MP: NDArray[np.integer[Any]], one_P: NDArray[np.float64], nothing_P: NDArray[np.float64], step: float
+    residual_MP: NDArray[np.integer[Any]],
+    one_P: NDArray[np.float64],
+    nothing_P: NDArray[np.float64],
+    step: float,
+    counts_W: Sequence[int] | None = None,
 ) -> NDArray[np.float32]:
-    """f at NODES, float32 [P, N]."""
+    """f at NODES, float32 [P, N].
+
+    `counts_W` says how many positions belong together, all where it is None: each window is a product of its own, because
+    a product's last bits may depend on its size, and what is read must not depend on what was read with it.
+    """
     known_XP = np.empty((len(ORDER) + 3, len(one_P)))
     np.multiply(residual_MP, step, out=known_XP[:-3])
-    known_XP[-3], known_XP[-1] = 1, nothing_P
-    empty_P = np.isneginf(one_P)
-    known_XP[-2] = np.where(empty_P, 0.0, one_P)
-    tail_PN = (known_XP.T @ _LINEAR_XN).astype(np.float32)
-    tail_PN[:, ONE] = known_XP[-2]
-    tail_PN[empty_P] = -np.inf
+    known_XP[-3], known_XP[-2], known_XP[-1] = 1, one_P, nothing_P
+    empty_P = np.isinf(one_P)
+    if some := empty_P.any():
+        known_XP[-2][empty_P] = 0
+    tail_PN = np.empty((len(one_P), len(NODES)), np.float32)
+    for its in spans(counts_W or [len(one_P)]):
+        tail_PN[its] = known_XP[:, its].T @ _LINEAR_XN
+    tail_PN[:, ONE] = one_P
+    if some:
+        tail_PN[empty_P] = -np.inf
     return tail_PN
 
 

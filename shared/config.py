@@ -115,7 +115,7 @@ def load_config(model: type[ConfigT], path: Path, overrides: Sequence[str] = ())
     """
     data = read_config_file(path)
     for override in overrides:
-        _override(data, override)
+        apply_override(data, override)
     return check_config(model, data, base=path.resolve().parent, name=str(path))
 
 
@@ -127,7 +127,12 @@ def check_config(model: type[ConfigT], data: dict[str, Any], *, base: Path, name
         raise _first_mistake(model, error, name) from None
 
 
-def _override(data: dict[str, Any], override: str) -> None:
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Put `a.b=c`, as --set has it, into a config that is not yet checked.
+
+    Raises:
+        UsageError: no key, no "=", or a value that is not YAML.
+    """
     key, equals, value = override.partition("=")
     if not equals or not all(key.split(".")):
         raise UsageError(f"--set {override}", expected="a.b=c", got=override, do="write the key, '=', the value")

@@ -40,7 +40,8 @@ class RayEngine:
     """Tasks of a Ray cluster.
 
     Args:
-        address: "auto", "host:port" or "ray://host:port" of a cluster; None takes RAY_ADDRESS, else Ray on this machine alone.
+        address: "host:port" or "ray://host:port" of a cluster, "auto" for the one that runs on this machine; None takes
+            RAY_ADDRESS, else starts Ray here alone: nobody joins somebody else's cluster unasked.
         cpus, gpus: what each job holds on its node; gpus None means one where any node has one.
         at_once: how many jobs at most; as many as the nodes hold if None.
         retries: how often a job is begun again after its node or worker was lost.
@@ -191,15 +192,14 @@ def _ray() -> Any:
 
 def _connect(ray: Any, address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster on this machine reports to nobody
-    alone = {"include_dashboard": False} if address is None else {}
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    alone = {"include_dashboard": False} if address == "local" else {}
     answer_to_sigterm = signal.getsignal(signal.SIGTERM)  # Ray sets its own
     try:
         ray.init(address=address, log_to_driver=False, logging_level="WARNING", **alone)
     except (ConnectionError, RuntimeError, ValueError) as error:
         do = "start one with `ray start --head`, or give its --address host:port"
-        raise UsageError(
-            f"--address {address or 'of RAY_ADDRESS'}", expected="a Ray cluster that answers", got=str(error), do=do
-        ) from None
+        raise UsageError(f"--address {address}", expected="a Ray cluster that answers", got=str(error), do=do) from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, answer_to_sigterm)

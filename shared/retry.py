@@ -7,6 +7,7 @@ go on where they stood (hub.py), files of a cache (cache/transfer.py), nor a poo
 from __future__ import annotations
 
 import random
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -54,11 +55,16 @@ def may_pass(error: BaseException) -> bool:
 
     causes = list(_causes(error))
     statuses = [status for cause in causes if (status := _status(cause)) is not None]
-    if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
+    if any(isinstance(cause, OfflineModeIsEnabled) or _no_such_host(cause) for cause in causes):
         return False
     if statuses:
         return statuses[0] in BUSY or statuses[0] >= 500
     return any(isinstance(cause, (ConnectionError, TimeoutError, http_error())) for cause in causes)
+
+
+def _no_such_host(error: BaseException) -> bool:
+    """A machine without a network, or a wrong name; a name server that is late says EAI_AGAIN."""
+    return isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

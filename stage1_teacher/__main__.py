@@ -51,7 +51,12 @@ EngineOption = Annotated[
     ),
 ]
 AddressOption = Annotated[
-    str | None, typer.Option("--address", metavar="HOST:PORT", help="of the Ray cluster; RAY_ADDRESS if absent")
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT",
+        help="of the Ray cluster, auto: the one on this machine; RAY_ADDRESS if absent, else Ray starts here alone",
+    ),
 ]
 ShapeOption = Annotated[
     Path | None,

@@ -44,7 +44,7 @@ from stage1_teacher.quantisation import room_for
 from stage1_teacher.rates import Rates, measure
 from stage1_teacher.reading import Reader, ShardReading
 from stage1_teacher.shape import Projection, why_not
-from stage1_teacher.shape_file import KEPT, basis_bytes, describe
+from stage1_teacher.shape_file import KEPT, basis_bytes, describe, require_shape_file
 from stage1_teacher.status import Progress
 from stage1_teacher.teacher import TeacherModel, load_teacher, require_fit
 
@@ -75,6 +75,7 @@ def capture(
     if part is not None:
         config = config.model_copy(update={"cache": part.directory(config.cache)})
     part = part or WHOLE
+    require_shape_file(shape)
     tokenizer, ahead = _look(config, part)
     teacher = load_teacher(config.teacher)
     require_fit(teacher, len(tokenizer), ahead.longest if ahead else 0)

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache.encoding import Encoding, decode_window, encode_window
+from cache.decoding import decode_window
+from cache.encoding import Encoding, encode_window
 from cache.prior import Prior
 from cache.record import CachedWindow
 from cache.shape import Basis

@@ -15,7 +15,6 @@ from tqdm import tqdm
 from cache.encoding import Encoding
 from cache.shape import MOST_POSITIONS
 from cache.writer import PROGRESS_FOLDER
-from shared.errors import UsageError
 from stage1_teacher.ahead import Ahead, corpus_facts, readable_windows, window_facts
 from stage1_teacher.aim import WINDOWS as TRIAL_WINDOWS
 from stage1_teacher.aim import choose
@@ -44,7 +43,7 @@ def take_shape(
     """
     wanted, kept = _fitted_for(config, teacher, ahead), config.cache / PROGRESS_FOLDER / KEPT
     if given is not None:
-        raw, what = _bytes_of(given), str(given)
+        raw, what = given.read_bytes(), str(given)
     elif config.shape is not None and kept.is_file() and is_for(kept.read_bytes(), str(kept), wanted):
         raw, what = kept.read_bytes(), str(kept)
     elif (fitted := fit_shape(config, teacher, tokenizer, ahead, progress=progress)) is None:
@@ -52,13 +51,6 @@ def take_shape(
     else:  # to bytes and back, so that this run's arithmetic is the next one's, memory layout included
         raw, what = fitted_bytes(config, fitted, teacher, ahead), "the tail's shape"
     return parse_shape(raw, what, wanted, teacher.vocab_size, teacher.head_weight_VD.device)
-
-
-def _bytes_of(given: Path) -> bytes:
-    if not given.is_file():
-        do = "write it with `python -m stage1_teacher fit CONFIG --out FILE`"
-        raise UsageError(f"--shape {given}", expected="a file", got="none", do=do)
-    return given.read_bytes()
 
 
 def _fitted_for(config: CaptureConfig, teacher: TeacherModel, ahead: Ahead | None) -> dict[str, Any]:

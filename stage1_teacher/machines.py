@@ -27,7 +27,8 @@ from shared.jobs_ray import RayEngine
 from shared.tokenizer import fingerprint, load_tokenizer
 from stage1_teacher.ahead import Ahead, corpus_facts, look_ahead, window_facts
 from stage1_teacher.config import CaptureConfig
-from stage1_teacher.parts import Part, parts_beside
+from stage1_teacher.parts import MOST, Part, parts_beside, require_enough, work_beside
+from stage1_teacher.shape_file import require_shape_file
 from stage1_teacher.status import tokens_read
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def capture_everywhere(
         UsageError: config, corpus or number of parts are wrong, or another cache is there; a part's own one is passed on.
         RunError: a part failed, or was killed ATTEMPTS times.
     """
+    require_shape_file(shape)
     tokenizer = load_tokenizer(config.teacher.model, config.teacher.revision)
     ahead = look_ahead(config, tokenizer)
     known = _known(config, tokenizer, ahead)
@@ -118,7 +120,7 @@ def _split(cache: Path, parts: int | None, slots: int, ahead: Ahead | None) -> l
         other = min(begun - {of})
         do = f"go on with --parts {other}, or delete {cache}-part-*-of-{other:03d}"
         raise UsageError(f"--parts {of}", expected=f"the {other} parts that are there", got=f"{of}", do=do)
-    Part.parse(f"1/{of}").require_shards(of if shards is None else shards)
+    require_enough(f"--parts {of}", of, MOST if shards is None else min(MOST, shards))
     return [Part(number, of) for number in range(1, of + 1)]
 
 
@@ -162,7 +164,7 @@ class _Crew:
 
     @property
     def work(self) -> Path:
-        return self.config.cache.with_name(f"{self.config.cache.name}-machines")
+        return work_beside(self.config.cache)
 
     def _job(self, name: str, verb: str, *options: str) -> Job:
         command = (sys.executable, "-m", "stage1_teacher", verb, *self.arguments, *options)

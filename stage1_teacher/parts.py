@@ -76,9 +76,7 @@ class Part:
         Raises:
             UsageError: there are more parts than shards.
         """
-        if self.of > shards:
-            do = "use fewer parts, or set a smaller windows_per_shard"
-            raise UsageError(f"--part {self}", expected=f"at most {shards} parts", got=f"{self.of}", do=do)
+        require_enough(f"--part {self}", self.of, shards)
 
     def require_own(self, manifest: Manifest, directory: Path) -> None:
         """A cache that is already finished in `directory` must be this part, not another nor the whole.
@@ -95,6 +93,22 @@ class Part:
 
 
 WHOLE = Part(1, 1)
+
+
+def require_enough(what: str, parts: int, shards: int) -> None:
+    """No part of a corpus with `shards` shards may be empty.
+
+    Raises:
+        UsageError: there are more parts than shards, as `what` asked.
+    """
+    if parts > shards:
+        do = "use fewer parts, or set a smaller windows_per_shard"
+        raise UsageError(what, expected=f"at most {shards} parts", got=f"{parts}", do=do)
+
+
+def work_beside(cache: Path) -> Path:
+    """Where a capture of all parts by one command keeps its lock, logs and shape (machines.py)."""
+    return cache.with_name(f"{cache.name}-machines")
 
 
 def parts_beside(cache: Path) -> list[Path]:

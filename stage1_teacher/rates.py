@@ -76,13 +76,13 @@ class Rates:
         return {**asdict(self), "tokens_per_second": self.tokens_per_second, "of_bare": self.of_bare}
 
     def line(self) -> str:
-        """For a reader."""
-        bare = "-" if self.of_bare is None else f"{self.of_bare:.2f}"
-        share = "-" if self.utilisation is None else f"{self.utilisation:.2f}"
+        """For a reader; what is not known is left out."""
+        bare = "" if self.of_bare is None else f", {self.of_bare:.2f} of the bare forward pass"
+        share = "" if self.utilisation is None else f", {self.utilisation:.2f} of the card's bfloat16 rate"
         lowered = f", lowered {self.lowered} times for want of memory" if self.lowered else ""
         return (
-            f"{self.tokens_per_second:,.0f} tokens/s, {bare} of the bare forward pass, {share} of the card's bfloat16 rate; "
-            f"peak memory {self.peak_bytes / 1e9:.2f} GB; batches of {self.batch_tokens} tokens{lowered}"
+            f"{self.tokens_per_second:,.0f} tokens/s{bare}{share}; peak memory {self.peak_bytes / 1e9:.2f} GB; "
+            f"batches of {self.batch_tokens} tokens{lowered}"
         )
 
 

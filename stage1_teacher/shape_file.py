@@ -32,6 +32,17 @@ KEPT = "shape.safetensors"  # in a capture's work folder
 _FACTS = "facts"
 
 
+def require_shape_file(given: Path | None) -> None:
+    """What --shape names must be there, before a teacher is opened for it.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if given is not None and not given.is_file():
+        do = "write it with `python -m stage1_teacher fit CONFIG --out FILE`"
+        raise UsageError(f"--shape {given}", expected="a file", got="none", do=do)
+
+
 @lru_cache(maxsize=2)
 def basis_bytes(basis: Basis) -> bytes:
     """The cache's basis.h5; kept, since it takes seconds to compress."""

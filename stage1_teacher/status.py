@@ -17,7 +17,7 @@ from cache.lock import Holder, holder_of
 from cache.manifest import MANIFEST, read_manifest
 from cache.writer import LOCK, PROGRESS_FOLDER, SHARD_NAME
 from shared.errors import UsageError
-from stage1_teacher.parts import Part, parts_beside
+from stage1_teacher.parts import Part, parts_beside, work_beside
 
 FILE = "progress.json"
 PERIOD = 2.0  # seconds between two writes while a shard is read
@@ -99,8 +99,9 @@ def read_status(directory: Path) -> dict[str, Any]:
     if (directory / MANIFEST).is_file():
         return _finished(directory)
     work = directory / PROGRESS_FOLDER
-    if not work.is_dir() and (beside := parts_beside(directory)):
-        return _joint(directory, [read_status(path) for path in beside if _begun(path)])
+    beside, together = parts_beside(directory), work_beside(directory) / PROGRESS_FOLDER
+    if not work.is_dir() and (beside or together.is_dir()):
+        return _joint(directory, [read_status(path) for path in beside if _begun(path)], holder_of(together / LOCK))
     if not work.is_dir():
         got = "a directory without one" if directory.is_dir() else "no such directory"
         do = "check the path; a capture makes its directory once the teacher is open and the tail's shape is fitted"
@@ -147,29 +148,30 @@ def _begun(directory: Path) -> bool:
     return (directory / MANIFEST).is_file() or (directory / PROGRESS_FOLDER).is_dir()
 
 
-def _joint(directory: Path, parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Parts together. Those that have not begun tell no totals, so then nobody knows these."""
+def _joint(directory: Path, parts: list[dict[str, Any]], holder: Holder | None) -> dict[str, Any]:
+    """Parts together. Those that have not begun tell no totals, so then nobody knows these; `holder` captures all of them."""
     of = max((int(part["part"].split("/")[1]) for part in parts), default=0)
     states = {part["state"] for part in parts}
+    waiting = not parts or len(parts) < of
     rates = [part["tokens_per_second"] for part in parts if part["state"] == "at work" and part["tokens_per_second"]]
     found: dict[str, Any] = {
         "directory": str(directory),
         "part": None,
-        "holder": None,
+        "holder": _facts_of(holder) if holder is not None and holder.alive else None,
         "parts": parts,
         "parts_in_all": of,
     }
-    found["state"] = "at work" if "at work" in states else "stopped"
-    if states == {"finished"} and len(parts) == of:
+    found["state"] = "at work" if found["holder"] or "at work" in states else "stopped"
+    if states == {"finished"} and not waiting and not found["holder"]:
         found["state"] = "captured"
     for name in ("shards", "windows", "tokens"):
         totals = [part[f"{name}_in_all"] for part in parts]
         found[name] = sum(part[name] for part in parts)
-        found[f"{name}_in_all"] = None if len(parts) < of or None in totals else sum(totals)
+        found[f"{name}_in_all"] = None if waiting or None in totals else sum(totals)
     found["read_tokens"] = sum(part["read_tokens"] for part in parts)
     found["tokens_per_second"] = sum(rates) or None
     found["seconds_left"] = max((part["seconds_left"] or 0.0 for part in parts), default=0.0)
-    if len(parts) < of or any(part["seconds_left"] is None for part in parts):
+    if waiting or any(part["seconds_left"] is None for part in parts):
         found["seconds_left"] = None
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import typer
 from shared.cli import ConfigArg, JsonFlag, Overrides, new_app, print_json, run
 from shared.config import load_config
 from stage2_student.config import TrainConfig
-from stage2_student.sweep_config import SweepConfig
+from stage2_student.sweep_config import load_sweep
 
 if TYPE_CHECKING:
     from shared.jobs import Engine
@@ -27,6 +28,8 @@ app = new_app("Train students from a cache; no teacher in memory.")
 @app.callback()
 def stage2() -> None:
     """Train students from a cache; no teacher in memory."""
+    # peft, which transformers loads where it is installed, loads this one, which wants a kernel that nothing here uses
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 @app.command()
@@ -64,13 +67,19 @@ def sweep(
         typer.Option(min=1, help="runs at once; one a visible GPU, on a CPU one, on Ray what its nodes hold"),
     ] = None,
     engine: Annotated[Literal["local", "ray"], typer.Option(help="this machine, or a Ray cluster")] = "local",
-    address: Annotated[str | None, typer.Option(help="of the Ray cluster; its own RAY_ADDRESS if absent")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="of the Ray cluster, auto: the one on this machine; RAY_ADDRESS if absent, else Ray starts here alone"
+        ),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Train many students; run again after a kill, it goes on: finished runs are skipped, broken ones resumed."""
     from stage2_student.sweep import Sweep
 
-    whole = Sweep(load_config(SweepConfig, config, overrides or []), config)
+    checked, for_base = load_sweep(config, overrides or [])
+    whole = Sweep(checked, config, for_base)
     if dry_run:
         _show_plan(whole, jobs, json)
     else:

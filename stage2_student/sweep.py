@@ -31,13 +31,14 @@ class Sweep:
     Args:
         config: the sweep.
         path: its file.
+        for_base: `a.b=c` each, for a base that is a file of its own.
     Raises:
         UsageError: any run's config is wrong (nothing was started), there is no cache, or Optuna is missing.
     """
 
-    def __init__(self, config: SweepConfig, path: Path) -> None:
+    def __init__(self, config: SweepConfig, path: Path, for_base: Sequence[str] = ()) -> None:
         self.config, self.out, self.name = config, config.out, path.stem
-        self._base, self._ledger = read_base(config, path), Ledger(config.out)
+        self._base, self._ledger = read_base(config, path, for_base), Ledger(config.out)
         self.runs: dict[str, Run] = {}
         for overrides in self._known():
             self.add(overrides)

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from shared.config import ConfigPath, StrictModel, check_config, read_config_file
+from shared.config import ConfigPath, StrictModel, apply_override, check_config, load_config, read_config_file
 from shared.errors import UsageError
 from stage2_student.config import TrainConfig
 
@@ -142,16 +142,28 @@ class Base:
     name: str
 
 
-def read_base(config: SweepConfig, path: Path) -> Base:
-    """The base of the sweep in the file `path`.
+def load_sweep(path: Path, overrides: Sequence[str]) -> tuple[SweepConfig, list[str]]:
+    """The sweep in a file, and what of `overrides` (`a.b=c`) goes into the file that its base names, without `base.`."""
+    inside = [override for override in overrides if override.startswith("base.")]
+    config = load_config(SweepConfig, path, [override for override in overrides if override not in inside])
+    if isinstance(config.base, Path):
+        return config, [override.removeprefix("base.") for override in inside]
+    return load_config(SweepConfig, path, overrides), []
+
+
+def read_base(config: SweepConfig, path: Path, overrides: Sequence[str] = ()) -> Base:
+    """The base of the sweep in the file `path`, with `overrides` put into a base that is a path.
 
     Raises:
         UsageError: it is a path, and no such file, or not YAML.
     """
     here = path.resolve().parent
-    if isinstance(config.base, Path):
-        return Base(read_config_file(config.base), config.base.parent, here, str(path))
-    return Base(config.base, here, here, str(path))
+    if not isinstance(config.base, Path):
+        return Base(config.base, here, here, str(path))
+    data = read_config_file(config.base)
+    for override in overrides:
+        apply_override(data, override)
+    return Base(data, config.base.parent, here, str(path))
 
 
 def resolve(base: Base, overrides: Overrides, out: Path) -> TrainConfig:

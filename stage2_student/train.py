@@ -34,6 +34,7 @@ from stage2_student.ranks import Ranks, launched, world_size
 from stage2_student.reporting import reporting
 from stage2_student.run_folder import claim, publish_student, write_run
 from stage2_student.samples import SAMPLES
+from stage2_student.skeleton import shaped, without_memory
 from stage2_student.stopping import Stop, leave
 from stage2_student.students import build_student, count_parameters, count_trained, longest_window
 from stage2_student.trainer import DistillationTrainer
@@ -56,11 +57,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
     with launched(on_gpu=on_gpu(config)) as ranks:
         with ranks.together():
             data = open_data(config)
+            require_possible_size(config, data)
             set_seed(config.seed)
             student = build_student(config.student, *data.vocabulary)
             require_fit(student, data)
-            longest = max(data.training.longest, data.validation.longest)
-            require_room(student, config, longest, free_bytes(torch.device("cuda" if on_gpu(config) else "cpu")))
             total = total_steps(config, len(data.training), ranks.world)
             require_schedule(config, total)
         run = ranks.once(lambda: _claimed(config, data, student, ranks.world))
@@ -114,6 +114,19 @@ def require_possible(config: TrainConfig) -> None:
         if find_spec(package) is None:
             do = f"pip install 'codestill[{package}]', or leave it out of report_to"
             raise UsageError("report_to", expected=f"the package {package}", got="not installed", do=do)
+
+
+def require_possible_size(config: TrainConfig, data: Data) -> None:
+    """Refuse a student that is too big before its weights take memory.
+
+    Raises:
+        UsageError: names the presets that fit.
+    """
+    longest = max(data.training.longest, data.validation.longest)
+    free = free_bytes(torch.device("cuda" if on_gpu(config) else "cpu"))
+    with without_memory():
+        skeleton = shaped(config.student, *data.vocabulary)
+    require_room(skeleton, config, longest, free)
 
 
 def require_fit(student: Any, data: Data) -> None:

@@ -6,6 +6,7 @@ Not for what the numbers are (trainer.py) and not for plots (curves.py).
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,11 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self._bar: Any = None
+        self._begun, self._first = 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         done, total = state.global_step, state.max_steps
+        self._begun, self._first = time.perf_counter(), done
         # disable=None: no bar where stderr is not a terminal, the lines stay
         self._bar = tqdm(total=total, initial=done, unit="step", disable=None, dynamic_ncols=True)
 
@@ -80,17 +83,23 @@ class Progress(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         row = as_row(logs, state.global_step, state.epoch)
         if row is not None:
-            tqdm.write(line_of(row, state.max_steps), file=sys.stderr)
+            tqdm.write(line_of(row, state.max_steps) + self._left(state), file=sys.stderr)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._bar.close()
+
+    def _left(self, state: Any) -> str:
+        """Time to the end, at this run's speed so far."""
+        done, left = state.global_step - self._first, state.max_steps - state.global_step
+        seconds = (time.perf_counter() - self._begun) / max(1, done) * left
+        return f"  {tqdm.format_interval(seconds)} left" if done and left else ""
 
 
 def line_of(row: dict[str, Any], max_steps: int) -> str:
     """A row for people."""
     numbers = [("loss", ".4f"), ("kd", ".4f"), ("ce", ".4f"), ("perplexity", ".2f"), ("agreement", ".3f")]
     numbers.append(("bits_per_byte", ".3f"))
-    parts = [f"{name} {row[name]:{form}}" for name, form in numbers if row.get(name) is not None]
+    parts = [f"{name} {row[name]:{form if abs(row[name]) < 1e7 else '.2e'}}" for name, form in numbers if name in row]
     if "tokens_per_second" in row:
         parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
     epoch = "" if row["epoch"] is None else f" epoch {row['epoch']:.2f}"

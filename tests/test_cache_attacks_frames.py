@@ -23,7 +23,8 @@ from cache_hostile import (
 from cache_records import basis_of, records
 
 from cache.columns import encode_columns
-from cache.encoding import Codes, Encoding, decode_window, encode_window
+from cache.decoding import decode_window
+from cache.encoding import Codes, Encoding, encode_window
 from cache.packing import full, unpack
 from cache.reader import ShardReader
 from cache.shard import read_index
@@ -116,10 +117,8 @@ def test_a_missed_token_that_its_head_holds(shard: Path) -> None:
     hit = np.flatnonzero(sections["heads"] % 9)[0] if (sections["heads"] % 9).any() else None
     assert hit is None, "in this sample no next token is in its head"
     window = ShardReader(read_index(shard, ENCODING)).read(1)
-    low = (
-        len(sections["rest"]) - len(window.head_ids_E) - 1 - 2 * 5
-    )  # low bytes of ids: token 0, five missed ones, heads
-    assert sections["rest"][low] == window.tokens[0]
+    lows = bytes((window.tokens[:6] & 255).tolist())  # of ids: token 0, five missed ones, then heads
+    low = sections["rest"].astype(np.uint8).tobytes().index(lows)
     sections["rest"][low + 1] = window.head_ids_E[0]
     with_sections(shard, sections)
     refused(shard, "a token said to be outside the head that is in it")

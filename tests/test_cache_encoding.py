@@ -9,12 +9,14 @@ import pytest
 from cache_records import basis_of, log_mass, record, same
 from numpy.typing import NDArray
 
-from cache.encoding import TOP_CODE, Codes, Encoding, decode_window, encode_window
+from cache.decoding import decode_window
+from cache.encoding import Codes, Encoding, encode_window
 from cache.id_codes import LARGE
 from cache.packing import unpack
 from cache.prior import Prior
 from cache.record import CachedWindow
 from cache.tail import NODES, ONE, node_weights
+from cache.value_codes import TOP_CODE
 from shared.errors import RunError
 
 ROUNDING = 1e-4  # float32 of numbers below 300

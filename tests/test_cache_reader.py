@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cache_records import identity, records, same, write_cache
+from cache_records import identity, record, records, same, write_cache
 
 from cache import reader as reader_module
-from cache.encoding import Encoding, decode_window, encode_window
+from cache.decoding import decode_window
+from cache.encoding import Encoding, encode_window
 from cache.reader import Cache, open_cache
 from cache.record import CachedWindow
+from shared.errors import RunError
 
 WINDOWS = records(11, seed=3)
 
@@ -50,6 +52,46 @@ def test_windows_come_back_in_corpus_order_across_shards(directory: Path) -> Non
     np.testing.assert_array_equal(cache.lengths, [len(window.tokens) for window in WINDOWS])
     assert cache.lengths.dtype == np.int32
     assert [f"{number:016x}" for number in cache.window_ids] == [window.id for window in WINDOWS]
+
+
+@pytest.mark.parametrize(
+    ("vocab", "k", "directions", "even"),
+    [(50, 8, 0, False), (300, 8, 6, False), (300, 40, 6, False), (300, 64, 0, True)],
+)
+def test_many_at_once_are_the_same_to_the_last_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vocab: int, k: int, directions: int, even: bool
+) -> None:
+    """Windows of one position and of many, in any order and company, twice in one batch, in groups or all in one."""
+    rng = np.random.default_rng(k)
+    shapes = [(int(positions), float(scale)) for positions in (1, 2, 30) for scale in (0.5, 3, 40)]
+    windows = [
+        record(rng, positions=positions, vocab=vocab, k=k, scale=scale, directions=directions, document=f"{number}",
+               sizes_P=np.full(positions, k) if even else None)
+        for number, (positions, scale) in enumerate(shapes)
+    ]  # fmt: skip
+    write_cache(tmp_path / "cache", windows, identity(vocab=vocab, k=k, directions=directions))
+    cache = open_cache(tmp_path / "cache")
+    alone = [cache[number] for number in range(len(cache))]
+    assert cache.read([]) == []
+    for at_once in (1, 25, 10**6):
+        monkeypatch.setattr(reader_module, "AT_ONCE", at_once)
+        for batch in (range(9), rng.permutation(9).tolist(), [4, 4, 0], [7]):
+            assert all(same(found, alone[number]) for found, number in zip(cache.read(batch), batch, strict=True))
+
+
+def test_many_at_once_name_the_one_that_is_damaged(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its bytes, and by what they say where its checksum was made to fit."""
+    cache = open_cache(directory)
+    shard = cache._shards[2]
+    shard.index.checksum[1] ^= 1
+    with pytest.raises(RunError, match=f"window {shard.index.id_of(1)}: .* checksum"):
+        cache.read(range(11))
+    shard.index.checksum[1] ^= 1
+    shard.index.entry_count[0] += 1
+    with pytest.raises(RunError, match=f"window {shard.index.id_of(0)}: .*head sizes do not add up"):
+        cache.read(range(11))
+    with pytest.raises(IndexError):
+        cache.read([0, 11])
 
 
 @pytest.mark.parametrize("number", [-1, 11, 10**9])

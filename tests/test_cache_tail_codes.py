@@ -23,6 +23,7 @@ from cache.tail_codes import (
     decode_odds,
     encode_gaps,
     encode_odds,
+    look_up_odds,
     odds_of,
 )
 
@@ -167,3 +168,10 @@ def test_log_odds_of_a_mass() -> None:
 def test_odds_saturate_at_both_ends() -> None:
     codes = encode_odds(np.array([-np.inf, -1e9, 1e9, 0.0]), ODDS_STEP)
     assert codes.tolist() == [NO_TAIL, -TOP_ODDS, TOP_ODDS, 0]
+
+
+@pytest.mark.parametrize("last", [1023, 1024, -1024, -1025, 32767, NO_TAIL])
+def test_looking_up_odds_is_computing_them(last: int) -> None:
+    codes_P = np.append(np.random.default_rng(0).integers(-1024, 1024, 500), last).astype(np.int32)
+    for found_P, truth_P in zip(look_up_odds(codes_P, ODDS_STEP), decode_odds(codes_P, ODDS_STEP), strict=True):
+        np.testing.assert_array_equal(found_P, truth_P)

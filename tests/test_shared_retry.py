@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -117,12 +118,20 @@ def test_what_may_pass() -> None:
         error.response = SimpleNamespace(status_code=status, headers={})  # type: ignore[attr-defined]
         return error
 
+    def unnamed(number: int) -> ConnectionError:
+        """As an HTTP client wraps it."""
+        error = ConnectionError("no name")
+        error.__cause__ = socket.gaierror(number, "no name")
+        return error
+
     passing = [ConnectionError(), TimeoutError(), answered(500), answered(503), answered(429), answered(408)]
+    passing.append(unnamed(socket.EAI_AGAIN))
     lasting = [OSError("no space"), ValueError(), answered(404), answered(401), OfflineModeIsEnabled("offline")]
-    assert [may_pass(error) for error in passing] == [True] * 6
-    assert [may_pass(wrapped(error)) for error in passing] == [True] * 6
-    assert [may_pass(error) for error in lasting] == [False] * 5
-    assert [may_pass(wrapped(error)) for error in lasting] == [False] * 5
+    lasting.append(unnamed(socket.EAI_NONAME))
+    assert [may_pass(error) for error in passing] == [True] * 7
+    assert [may_pass(wrapped(error)) for error in passing] == [True] * 7
+    assert [may_pass(error) for error in lasting] == [False] * 6
+    assert [may_pass(wrapped(error)) for error in lasting] == [False] * 6
     round_about = ConnectionError()
     round_about.__context__ = wrapped(round_about)
     assert may_pass(round_about), "a circle of causes ends"

@@ -369,7 +369,9 @@ def test_command_line_ends_with_the_next_step(tmp_path: Path, teacher: Path, cor
 
 def test_windows_longer_than_the_teachers_positions_are_refused(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "teacher", positions=16)
-    with pytest.raises(UsageError, match=r"expected positions for windows of \d\d tokens, got 16; set windows.max_length"):
+    with pytest.raises(
+        UsageError, match=r"expected positions for windows of \d\d tokens, got 16; set windows.max_length"
+    ):
         capture(tiny_config(tmp_path), progress=False)
     short = {"max_length": 16, "long_documents": "split"}
     assert capture(tiny_config(tmp_path, windows=short), progress=False).total("windows") > 40

@@ -19,6 +19,7 @@ import pytest
 from cache_records import files_of
 from tiny_capture import tiny_config, write_rows
 
+from cache.lock import only_one
 from cache.writer import LOCK, PROGRESS_FOLDER
 from shared.errors import CodestillError, RunError, UsageError
 from shared.jobs import Finished, Job, LocalEngine
@@ -29,7 +30,7 @@ from stage1_teacher.__main__ import main
 from stage1_teacher.capture import capture
 from stage1_teacher.config import CaptureConfig
 from stage1_teacher.machines import capture_everywhere, on_own_device, open_engine
-from stage1_teacher.parts import Part
+from stage1_teacher.parts import Part, work_beside
 from stage1_teacher.reading import Reader
 from stage1_teacher.signals import Terminated
 from stage1_teacher.status import read_status, screen
@@ -270,7 +271,7 @@ def test_another_cache_or_other_parts_are_refused(config: CaptureConfig) -> None
     capture(config, progress=False)
     with pytest.raises(UsageError, match=rf"^cache directory {config.cache}, selection\.k: expected 8, got 7; use"):
         run(other, Here())
-    with pytest.raises(UsageError, match=r"^--part 1/6: expected at most 5 parts, got 6; use fewer parts"):
+    with pytest.raises(UsageError, match=r"^--parts 6: expected at most 5 parts, got 6; use fewer parts"):
         run(config.model_copy(update={"cache": config.cache.with_name("new")}), Here(), parts=6)
     assert not config.cache.with_name("new-machines").exists()
 
@@ -389,9 +390,11 @@ def test_status_shows_the_parts_together(config: CaptureConfig) -> None:
     )
 
 
-def test_status_of_parts_that_have_not_all_begun(config: CaptureConfig) -> None:
-    capture(config, part=Part(1, 3), progress=False)
-    Part(3, 3).directory(config.cache).mkdir()
-    found = read_status(config.cache)
-    assert (found["parts_in_all"], len(found["parts"]), found["shards"], found["shards_in_all"]) == (3, 1, 2, None)
-    assert found["seconds_left"] is None
+def test_status_before_any_part_has_begun(config: CaptureConfig) -> None:
+    work_beside(config.cache).mkdir()
+    with only_one(work_beside(config.cache) / PROGRESS_FOLDER / LOCK):
+        found = read_status(config.cache)
+    assert (found["state"], found["holder"]["pid"], found["parts"]) == ("at work", os.getpid(), [])
+    assert (found["shards_in_all"], found["seconds_left"]) == (None, None)
+    assert screen(found).splitlines()[1:] == ["sealed: 0 shards; 0 windows; 0 tokens", "no token read yet"]
+    assert read_status(config.cache)["state"] == "stopped"

@@ -204,3 +204,11 @@ def test_the_command_needs_no_torch(crashed: Path) -> None:
     assert done.stdout == screen(found) + "\n"
     wrong = subprocess.run([*command[:-1], "nowhere"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)
+
+
+def test_status_of_parts_that_have_not_all_begun(config: CaptureConfig) -> None:
+    capture(config, part=Part(1, 3), progress=False)
+    Part(3, 3).directory(config.cache).mkdir()
+    found = read_status(config.cache)
+    assert (found["parts_in_all"], len(found["parts"]), found["shards"], found["shards_in_all"]) == (3, 1, 2, None)
+    assert found["seconds_left"] is None

@@ -138,6 +138,7 @@ def test_a_student_too_big_for_the_device_is_refused_with_presets_that_fit(
 ) -> None:
     monkeypatch.setattr(estimate, "what_fits", lambda config, most: f"these fit in {most}: gpt2-44m (1.0 GB)")
     monkeypatch.setattr("stage2_student.train.free_bytes", lambda device: 100_000)
+    monkeypatch.setattr("stage2_student.train.build_student", None)  # refused before its weights take memory
     settings = config()
     with pytest.raises(UsageError) as caught:
         train(settings)

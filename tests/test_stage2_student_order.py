@@ -96,21 +96,21 @@ def watch_windows(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]
     """(ids that were trained on, ids that were read from the cache), as they come."""
     trained: list[str] = []
     read: list[str] = []
-    real_terms, real_read = DistillationTrainer.terms, Cache.__getitem__
+    real_terms, real_read = DistillationTrainer.terms, Cache.read
 
     def terms(self: Any, batch: dict[str, Any], *, scoring: bool) -> Any:
         if not scoring:
             trained.extend(batch["window_ids"])
         return real_terms(self, batch, scoring=scoring)
 
-    def get(self: Cache, number: int) -> Any:
-        window = real_read(self, number)
+    def get(self: Cache, numbers: list[int]) -> Any:
+        windows = real_read(self, numbers)
         if self.directory.name == "cache":
-            read.append(window.id)
-        return window
+            read.extend(window.id for window in windows)
+        return windows
 
     monkeypatch.setattr(DistillationTrainer, "terms", terms)
-    monkeypatch.setattr(Cache, "__getitem__", get)
+    monkeypatch.setattr(Cache, "read", get)
     return trained, read
 
 

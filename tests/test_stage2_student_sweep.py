@@ -20,7 +20,7 @@ from shared.errors import RunError, UsageError
 from stage2_student import sweep as sweep_module
 from stage2_student.config import TrainConfig
 from stage2_student.sweep import Sweep
-from stage2_student.sweep_config import SweepConfig, listed, read_base, resolve
+from stage2_student.sweep_config import SweepConfig, listed, load_sweep, read_base, resolve
 from stage2_student.sweep_schedule import wait_for_orphans
 
 CONFIGS = Path(__file__).resolve().parent.parent / "stage2_student" / "configs"
@@ -98,6 +98,19 @@ def test_paths_start_at_the_file_they_stand_in(caches: Path, tmp_path: Path) -> 
     validations = [run.config.validation.cache for run in found.runs.values()]
     assert validations == [caches / "validation", caches / "cache"]
     assert {run.config.cache for run in found.runs.values()} == {caches / "cache"}
+
+
+def test_set_reaches_into_a_base_that_is_a_file(caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base_of(Path("no-such"))))
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump({"out": "out", "base": "base.yaml", "runs": [{"seed": 5}]}))
+    monkeypatch.chdir(caches)  # paths typed at the shell start there
+    typed = ["base.max_steps=3", "base.cache=cache", "base.validation.cache=validation", "out=here"]
+    config, for_base = load_sweep(path, typed)
+    (run,) = Sweep(config, path, for_base).runs.values()
+    assert (run.config.max_steps, run.config.seed) == (3, 5)
+    assert (run.config.cache, run.config.validation.cache) == (caches / "cache", caches / "validation")
+    assert config.out == caches / "here"
 
 
 @pytest.mark.parametrize(

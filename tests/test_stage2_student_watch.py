@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,8 @@ def test_rows_keep_what_belongs_to_them() -> None:
 def test_lines_for_people() -> None:
     assert line_of(ROWS[0], 8) == "train      step 2/8 epoch 0.50  loss 3.0000  ce 3.0000  1,234 tokens/s"
     assert line_of(ROWS[2], 8).endswith("loss 2.6000  kd 1.1000  ce 3.1000  perplexity 22.20  agreement 0.250")
+    diverged = {**ROWS[2], "perplexity": math.exp(700)}
+    assert line_of(diverged, 8).endswith("perplexity 1.01e+304  agreement 0.250")
 
 
 def test_a_line_leaves_out_rows_without_its_number() -> None:
