@@ -143,7 +143,9 @@ class Schedule:
             self._rungs.give_up(name)
         self._cancelled.discard(name)
         self._ends[name] = status
-        print(f"{name} {status}{f': {run.last_line()}' if status == 'failed' else ''}", file=sys.stderr)
+        last = f": {run.last_line()}" if status == "failed" else ""
+        done = sum(self._status(run) in ("finished", "failed", "stopped") for run in self._runs.values())
+        print(f"{name} {status}{last}; {done} of {len(self._runs)} runs have ended", file=sys.stderr)
 
 
 def wait_for_orphans(commands: AbstractSet[tuple[str, ...]]) -> None:
