@@ -14,6 +14,7 @@ from eval.config import EvalConfig, ModelSpec
 from shared.errors import UsageError
 
 SWEEP = "sweep.json"
+LONGEST = 100  # characters of a name
 _RUN = re.compile("[0-9a-f]{12}")
 
 
@@ -27,8 +28,8 @@ def with_sweeps(config: EvalConfig) -> EvalConfig:
     models = list(config.models)
     for folder in config.sweeps:
         for run in _finished(folder):
-            label = " ".join(str(value) for value in run["overrides"].values())
-            name = label if label and label not in names else f"{label} {run['run']}".strip()
+            label = run["label"][:LONGEST].strip() or run["run"]
+            name = label if label not in names else f"{label} {run['run']}"
             names.add(name)
             models.append(ModelSpec(name=name, path=str(folder / run["run"]), kind="student"))
     return config.model_copy(update={"models": models, "sweeps": ()})
@@ -38,7 +39,7 @@ def _finished(folder: Path) -> list[dict[str, Any]]:
     what, do = f"sweep {folder}", "name the `out` of a sweep that has finished"
     try:
         runs = json.loads((folder / SWEEP).read_bytes())["runs"]
-        known = all(_RUN.fullmatch(run["run"]) and isinstance(run["overrides"], dict) for run in runs)
+        known = all(_RUN.fullmatch(run["run"]) and isinstance(run["label"], str) for run in runs)
     except (OSError, ValueError, KeyError, TypeError):
         known, runs = False, []
     if not known:

@@ -14,10 +14,10 @@ from shared.config import check_config
 from shared.errors import UsageError
 
 RUNS = [
-    {"run": "ec50c00a0de2", "status": "finished", "overrides": {"student.preset": "gpt2-202m", "temperature": 2.0}},
-    {"run": "134721a98dc3", "status": "finished", "overrides": {"student.preset": "gpt2-44m", "temperature": 1.5}},
-    {"run": "0123456789ab", "status": "failed", "overrides": {"student.preset": "gpt2-44m", "temperature": 9.0}},
-    {"run": "ffffffffffff", "status": "finished", "overrides": {"student.preset": "gpt2-44m", "temperature": 1.5}},
+    {"run": "ec50c00a0de2", "status": "finished", "label": "preset gpt2-202m, temperature 2.0"},
+    {"run": "134721a98dc3", "status": "finished", "label": "preset gpt2-44m, temperature 1.5"},
+    {"run": "0123456789ab", "status": "failed", "label": "preset gpt2-44m, temperature 9.0"},
+    {"run": "ffffffffffff", "status": "finished", "label": "preset gpt2-44m, temperature 1.5"},
 ]
 
 
@@ -38,9 +38,9 @@ def test_every_finished_run_is_a_student_named_by_what_sets_it_apart(tmp_path: P
     found = with_sweeps(config(tmp_path, models=[teacher]))
     assert [(model.name, model.kind) for model in found.models] == [
         ("t", "teacher"),
-        ("gpt2-44m 1.5", "student"),
-        ("gpt2-202m 2.0", "student"),
-        ("gpt2-44m 1.5 ffffffffffff", "student"),
+        ("preset gpt2-44m, temperature 1.5", "student"),
+        ("preset gpt2-202m, temperature 2.0", "student"),
+        ("preset gpt2-44m, temperature 1.5 ffffffffffff", "student"),
     ]
     assert found.models[1].path == str(tmp_path / "five" / "134721a98dc3")
     assert with_sweeps(found) == found
@@ -48,7 +48,7 @@ def test_every_finished_run_is_a_student_named_by_what_sets_it_apart(tmp_path: P
 
 @pytest.mark.parametrize(
     "value",
-    [[], {}, {"runs": 3}, {"runs": [{"run": "../../etc"}]}, {"runs": [{"run": "ec50c00a0de2", "overrides": 1}]}],
+    [[], {}, {"runs": 3}, {"runs": [{"run": "../../etc"}]}, {"runs": [{"run": "ec50c00a0de2", "label": 1}]}],
 )
 def test_what_is_no_sweep_is_refused(tmp_path: Path, value: Any) -> None:
     write(tmp_path, value)
