@@ -60,19 +60,26 @@ PRECISION = "medium"  # of students: float32 products on bfloat16 units, in ever
 
 @dataclass(frozen=True)
 class Size:
-    """One size of our cache in bytes a position, basis included, and the k of a plain top-k cache of at least as many."""
+    """One size of our cache in bytes a position, basis included, and the k of a plain top-k cache of at least as many.
+
+    With `shape` the settings are given instead, and the bytes are those of shards alone: what the size buys on a corpus so
+    large
+    that the basis, stored once, no longer counts.
+    """
 
     bytes: float
     rival_k: int
+    shape: tuple[int, float] | None = None  # directions, step
 
 
 SIZES = {
     "small": Size(24, rival_k=10),
     "medium": Size(40, rival_k=16),
     "large": Size(56, rival_k=24),
+    "amortised": Size(56, rival_k=24, shape=(128, 0.0185)),
 }
 
-ARMS = ("cross-entropy", "online", "cache-large", "bucket", "top-k-large",
+ARMS = ("cross-entropy", "online", "cache-large", "cache-amortised", "bucket", "top-k-large",
         "cache-medium", "cache-small", "top-k-medium", "top-k-small")  # fmt: skip
 
 
@@ -136,6 +143,8 @@ class Setting:
         """The cache of a size, captured now unless it is there. `kind`: cache (ours) or top-k."""
         chosen, folder = SIZES[size], out / f"{self.name}-{kind}-{size}"
         kept: dict[str, Any] = {"shape": {"bytes": chosen.bytes}}
+        if chosen.shape is not None:
+            kept = {"shape": dict(zip(("directions", "step"), chosen.shape, strict=True))}
         if kind == "top-k":
             kept = {"selection": {"k": chosen.rival_k, "top_p": 1.0}, "shape": None}
         if (folder / "manifest.json").is_file():
@@ -196,7 +205,7 @@ def weigh_all(settings: dict[str, Setting], out: Path, *, anew: bool) -> dict[st
     found: dict[str, Any] = {}
     for setting in settings.values():
         for kind in ("cache", "top-k"):
-            for size in SIZES:
+            for size in (size for size in SIZES if kind == "cache" or SIZES[size].shape is None):
                 if anew or (out / f"{setting.name}-{kind}-{size}" / "manifest.json").is_file():
                     found[f"{setting.name} {kind}-{size}"] = weigh(setting.captured(kind, size, out)[1])
     return found
