@@ -63,8 +63,7 @@ class Size:
     """One size of our cache in bytes a position, basis included, and the k of a plain top-k cache of at least as many.
 
     With `shape` the settings are given instead, and the bytes are those of shards alone: what the size buys on a corpus so
-    large
-    that the basis, stored once, no longer counts.
+    large that the basis, stored once, no longer counts.
     """
 
     bytes: float
