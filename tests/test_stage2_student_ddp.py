@@ -135,14 +135,15 @@ def test_a_rank_out_of_memory_halves_the_batch_of_all(
 def test_a_window_damaged_on_one_rank_ends_both_and_is_said_once(
     config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, real = config("damaged", gradient_accumulation=1), CachedWindows.__getitem__
+    settings, real = config("damaged", gradient_accumulation=1), CachedWindows.__getitems__
 
-    def damaged(self: CachedWindows, index: int) -> Any:
-        return RunError("window 5 of rank 1", got="other bytes") if index == 5 else real(self, index)
+    def damaged(self: CachedWindows, indices: list[int]) -> Any:
+        found = zip(indices, real(self, indices), strict=True)
+        return [RunError("window 5 of rank 1", got="other bytes") if index == 5 else one for index, one in found]
 
     def work(rank: int) -> None:
         if rank == 1:
-            monkeypatch.setattr(CachedWindows, "__getitem__", damaged)
+            monkeypatch.setattr(CachedWindows, "__getitems__", damaged)
         train(settings)
 
     codes, said = launch(tmp_path, work)
