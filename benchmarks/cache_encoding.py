@@ -1,7 +1,7 @@
 """Where a cache's bytes go, over a grid of heads and tail shapes, and how far above the entropy of what is stored they are.
 
     python -m benchmarks.cache_encoding --teacher DIR --mbpp FILE [--tokens 0] [--out DIR]
-    python -m benchmarks.cache_encoding --teacher DIR --library [--tokens 44000]      windows of 512 tokens, not of about 118
+    python -m benchmarks.cache_encoding --teacher DIR --standard [--tokens 44000]      windows of 512 tokens, not of about 118
 
 The teacher reads MBPP's training rows (or the source of this interpreter's standard library) once; every grid point re-encodes
 the same records in memory as one real shard file. A frame's blocks are measured one by one. Where several parts share a block
@@ -223,7 +223,7 @@ def explain(one: dict[str, Any], tokens: int) -> str:
 
 def source_of(options: argparse.Namespace) -> Source:
     """The teacher and its text."""
-    if options.library:
+    if options.standard:
         corpus = {"path": sysconfig.get_paths()["stdlib"], "glob": "*.py"}
         return Source(options.teacher, corpus, 512, options.tokens or 44_000)
     return Source(options.teacher, {"recipe": "mbpp", "path": str(options.mbpp.resolve())}, 2048, options.tokens)
@@ -235,9 +235,9 @@ def main() -> None:
     parser.add_argument("--teacher", required=True, help="model directory or hub id")
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--mbpp", type=Path, help="mbpp.jsonl")
-    text.add_argument("--library", action="store_true", help="the standard library's source")
+    text.add_argument("--standard", action="store_true", help="the standard library's source")
     parser.add_argument(
-        "--tokens", type=int, default=0, help="about how many are captured; 0: all, or 44,000 of --library"
+        "--tokens", type=int, default=0, help="about how many are captured; 0: all, or 44,000 of --standard"
     )
     parser.add_argument("--out", type=Path, help="folder for encoding.json")
     options = parser.parse_args()

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from tiny_model import byte_tokenizer
 
 from cache.encoding import Encoding
@@ -161,3 +162,22 @@ def crash_after(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
             raise Crash
 
     monkeypatch.setattr(watch, "append_jsonl", append)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model.safetensors")
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    ours, theirs = weights(one), weights(other)
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def validations(out: Path) -> dict[int, float]:
+    return {row["step"]: row["kd"] for row in curve(out) if row["split"] == "validation"}
+
+
+def require_close(one: Path, other: Path, *, rel: float) -> None:
+    for row, twin in zip(curve(one), curve(other), strict=True):
+        assert row["loss"] == pytest.approx(twin["loss"], rel=rel)
+        assert row.get("grad_norm", 0.0) == pytest.approx(twin.get("grad_norm", 0.0), rel=10 * rel)

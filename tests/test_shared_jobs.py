@@ -6,17 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from engine_jobs import ENDS, ended, is_gone, said, wait_for
 
 from shared import jobs_guard
-from shared.jobs import Finished, Job, LocalEngine, environment, visible_devices
+from shared.jobs import Job, LocalEngine, environment, visible_devices
 
 ROOT = Path(__file__).resolve().parent.parent
-ENDS = 60  # seconds in which what goes wrong is given up
 SLEEP = "import time; print('began', flush=True); time.sleep(600)"
 WITH_CHILD = f"""
 import subprocess, sys
@@ -36,31 +35,6 @@ def engine() -> Iterator[LocalEngine]:
 @pytest.fixture
 def job(tmp_path: Path) -> Callable[[str, str], Job]:
     return lambda name, code: Job(name, (sys.executable, "-S", "-c", code), tmp_path / "logs" / name, tmp_path)
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + ENDS
-    while not condition():
-        assert time.monotonic() < end, "it hangs"
-        time.sleep(0.005)
-
-
-def said(job: Job) -> str:
-    return job.log.read_text() if job.log.exists() else ""
-
-
-def is_gone(pid: int) -> bool:
-    """Ended; whoever adopted it may not have collected it yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
-def ended(engine: LocalEngine) -> Finished:
-    found = engine.next_finished(ENDS)
-    assert found is not None, "it hangs"
-    return found
 
 
 def test_codes_logs_and_folders(engine: LocalEngine, job: Callable[[str, str], Job], tmp_path: Path) -> None:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cache_records import files_of
+from engine_jobs import ended, is_gone, said, wait_for
 from ray_cluster import another_node, ray_cluster  # noqa: F401, a fixture
 from tiny_capture import config_file, tiny_config
 
 from shared import jobs_ray
 from shared.errors import UsageError
-from shared.jobs import Finished, Job
+from shared.jobs import Job
 from shared.jobs_ray import RayEngine
 from stage1_teacher.__main__ import main
 from stage1_teacher.capture import capture
 
-ENDS = 120  # seconds in which what goes wrong is given up
 SLEEP = "import time; print('began', flush=True); time.sleep(600)"
 
 
@@ -34,30 +33,6 @@ def engine(ray_cluster: Any) -> Iterator[RayEngine]:  # noqa: F811
 @pytest.fixture
 def job(tmp_path: Path) -> Callable[[str, str], Job]:
     return lambda name, code: Job(name, (sys.executable, "-S", "-c", code), tmp_path / "logs" / name, tmp_path)
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + ENDS
-    while not condition():
-        assert time.monotonic() < end, "it hangs"
-        time.sleep(0.02)
-
-
-def said(job: Job) -> str:
-    return job.log.read_text() if job.log.exists() else ""
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
-def ended(engine: RayEngine) -> Finished:
-    found = engine.next_finished(ENDS)
-    assert found is not None, "it hangs"
-    return found
 
 
 def test_codes_logs_and_cancelling(engine: RayEngine, job: Callable[[str, str], Job], tmp_path: Path) -> None:

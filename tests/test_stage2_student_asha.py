@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from student_cache import make_caches
 from sweep_fakes import STEPS, FakeEngine, Killed, base_of, make_sweep
 
 from stage2_student import sweep as sweep_module
@@ -18,11 +17,6 @@ from stage2_student.sweep import Sweep
 from stage2_student.sweep_config import Halving
 
 RATES = [round(0.01 * number, 2) for number in (5, 2, 8, 1, 9, 3, 7, 4, 6)]
-
-
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_caches(tmp_path_factory.mktemp("caches"))
 
 
 @pytest.fixture

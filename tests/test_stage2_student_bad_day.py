@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
-from student_cache import STUDENT, Crash, crash_after, make_cache, make_caches, make_config, make_windows
+from student_cache import STUDENT, Crash, crash_after, make_cache, make_windows
 
 from shared.errors import RunError, UsageError
 from stage2_student import checkpoint, trainer
@@ -21,16 +21,6 @@ from stage2_student.train import train
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_caches(tmp_path_factory.mktemp("caches"))
-
-
-@pytest.fixture
-def config(caches: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
-    return lambda **changes: make_config(tmp_path, caches, changes)
 
 
 def test_other_settings_in_the_folder_are_named(config: Callable[..., TrainConfig]) -> None:

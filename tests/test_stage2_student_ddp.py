@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from student_cache import STUDENT, Crash, crash_after, curve, make_caches, make_config
+from student_cache import STUDENT, Crash, crash_after, curve, make_config
 from student_ranks import launch
 
 from shared.errors import RunError
@@ -34,11 +34,6 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """The picture is half the time of so small a run, and test_stage2_student_watch.py's."""
     torch.set_num_threads(1)
     monkeypatch.setattr("stage2_student.train.draw_curves", lambda *_: None)
-
-
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_caches(tmp_path_factory.mktemp("caches"))
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from student_cache import make_caches, make_config
 from torch.profiler import ProfilerActivity, profile
 from typer.testing import CliRunner
 
@@ -30,16 +29,6 @@ from stage2_student.sweep_plan import estimate_text
 from stage2_student.train import total_steps
 
 FACTOR = 1.3  # measured peak over estimate, either way
-
-
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_caches(tmp_path_factory.mktemp("caches"))
-
-
-@pytest.fixture
-def config(caches: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
-    return lambda **changes: make_config(tmp_path, caches, changes)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "sinusoidal", "llama"])

@@ -11,8 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from student_cache import STUDENT, Crash, crash_after, curve, make_caches, make_config
+from student_cache import (
+    STUDENT,
+    Crash,
+    crash_after,
+    curve,
+    require_close,
+    same_weights,
+    validations,
+    weights,
+)
 from torch import nn
 
 from shared.errors import UsageError
@@ -32,35 +40,6 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """The picture is half the time of so small a run, and test_stage2_student_watch.py's."""
     torch.set_num_threads(1)
     monkeypatch.setattr("stage2_student.train.draw_curves", lambda *_: None)
-
-
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_caches(tmp_path_factory.mktemp("caches"))
-
-
-@pytest.fixture
-def config(caches: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
-    return lambda **changes: make_config(tmp_path, caches, changes)
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / "model.safetensors")
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    ours, theirs = weights(one), weights(other)
-    return all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def validations(out: Path) -> dict[int, float]:
-    return {row["step"]: row["kd"] for row in curve(out) if row["split"] == "validation"}
-
-
-def require_close(one: Path, other: Path, *, rel: float) -> None:
-    for row, twin in zip(curve(one), curve(other), strict=True):
-        assert row["loss"] == pytest.approx(twin["loss"], rel=rel)
-        assert row.get("grad_norm", 0.0) == pytest.approx(twin.get("grad_norm", 0.0), rel=10 * rel)
 
 
 # The moving average

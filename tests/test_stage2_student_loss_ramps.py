@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from student_cache import Crash, crash_after, curve, make_caches, make_config
+from student_cache import Crash, crash_after, curve, make_config
 
 from stage2_student.loss import DistillationLoss
 from stage2_student.ramp import Ramp, constant
@@ -30,11 +30,6 @@ MOVING = {
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_caches(tmp_path_factory.mktemp("caches"))
 
 
 def ramp(start: float, end: float, shape: str) -> Ramp:

@@ -44,11 +44,6 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def config(caches: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
-    return lambda **changes: make_config(tmp_path, caches, changes)
-
-
 def order_of(cache: Cache, epoch: int, live_shards: int, seed: int = 0) -> list[str]:
     """Window ids in the order that cache/order.py gives."""
     shard_N = shards_of(CachedWindows(cache))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from student_cache import Crash, crash_after, curve, make_caches, make_config
+from student_cache import Crash, crash_after, curve, make_config
 from tiny_model import byte_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -33,11 +33,6 @@ SAMPLES = {"every": 2, "prompts": ["def f(", "x"], "max_new_tokens": 5}
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr("stage2_student.train.draw_curves", lambda *_: None)
-
-
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_caches(tmp_path_factory.mktemp("caches"))
 
 
 @pytest.fixture

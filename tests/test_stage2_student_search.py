@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from student_cache import make_caches
 from sweep_fakes import FakeEngine, Killed, base_of, make_sweep
 
 from shared.errors import UsageError
@@ -24,11 +23,6 @@ SPACE = {
     "student.architecture.layers": {"int": [1, 4]},
     "mask_prompt": {"choice": [True, False]},
 }
-
-
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_caches(tmp_path_factory.mktemp("caches"))
 
 
 @pytest.fixture

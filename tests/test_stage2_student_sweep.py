@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import yaml
-from student_cache import make_caches
 from sweep_fakes import STEPS, FakeEngine, Killed, base_of, make_sweep
 
 from shared.config import load_config
@@ -25,11 +24,6 @@ from stage2_student.sweep_schedule import wait_for_orphans
 
 CONFIGS = Path(__file__).resolve().parent.parent / "stage2_student" / "configs"
 RATES = [0.3, 0.1, 0.2]
-
-
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_caches(tmp_path_factory.mktemp("caches"))
 
 
 @pytest.fixture

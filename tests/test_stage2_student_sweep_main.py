@@ -15,7 +15,6 @@ import pytest
 import yaml
 from click.testing import Result
 from ray_cluster import another_node, ray_cluster  # noqa: F401, a fixture
-from student_cache import make_caches
 from sweep_fakes import FakeEngine, base_of
 from typer.testing import CliRunner
 
@@ -45,11 +44,6 @@ row = {"split": "validation", "step": 5, "kd": 1.0, "ce": 2.0, "perplexity": 7.4
 (out / "metrics.jsonl").write_text(json.dumps(row) + "\\n")
 record.write_text(json.dumps({"status": "finished", "parameters": 7, "final": row}))
 """
-
-
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_caches(tmp_path_factory.mktemp("caches"))
 
 
 @pytest.fixture

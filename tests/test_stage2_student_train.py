@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from student_cache import STUDENT, VOCAB, Crash, crash_after, curve, make_caches, make_config
+from student_cache import STUDENT, VOCAB, Crash, crash_after, curve
 from tiny_model import byte_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -22,16 +22,6 @@ from stage2_student.train import total_steps, train
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_caches(tmp_path_factory.mktemp("caches"))
-
-
-@pytest.fixture
-def config(caches: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
-    return lambda **changes: make_config(tmp_path, caches, changes)
 
 
 def test_a_run_leaves_a_whole_student_and_its_curve(config: Callable[..., TrainConfig]) -> None:
