@@ -67,8 +67,8 @@ def capture(
         shape: the tail's shape as `fit` wrote it, taken instead of fitting it.
         told: called with this run's speed, if it read anything.
     Returns:
-        the manifest; if this capture had already finished, the teacher is opened to be compared, and reads no more than the sample that
-            the tail's shape is fitted on.
+        the manifest; a capture that had already finished opens the teacher to compare it, and reads no more than the
+            sample that the tail's shape is fitted on.
     Raises:
         UsageError: config, teacher, corpus, shape, part or directory are wrong; nothing was started.
         RunError: a sealed shard of an interrupted capture is damaged, or the teacher's logits are not numbers.
